@@ -1,0 +1,72 @@
+# Everything a person or a CI does with Halfreel. `make help` lists it.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+IDEA ?= a red circle moving over a blue sky, then a green square in the snow
+FILM ?= film.mp4
+BIN := .venv/bin
+PACKAGES := protos services/runtime services/llm services/video services/gateway clients/python models/pocket
+EDITABLE := $(foreach package,$(PACKAGES),-e $(package))
+PIP := $(BIN)/pip --disable-pip-version-check --quiet
+
+.PHONY: help demo test lint verify fix up down bench clean
+help: ## Lists the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+demo: .venv/installed ## Makes a film of IDEA="..." with the embedded models, on this machine alone
+	@$(BIN)/halfreel make "$(IDEA)" --output "$(FILM)" --local --data-dir .halfreel
+
+test: .venv/tested ## Runs the unit, contract and end-to-end tests (and those for a GPU, where there is one)
+	@$(BIN)/pytest -q $(PYTEST_ARGS)
+
+lint: .venv/tested .venv-gen/installed ## Checks style and types of the code and of the contract
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@protos/node_modules/.bin/buf lint protos
+	@protos/node_modules/.bin/buf format --diff --exit-code protos
+
+verify: .venv/tested .venv-gen/installed ## Checks that generated files are those of their sources, and that no change breaks the contract
+	@.venv-gen/bin/python protos/generate.py --check
+	@protos/node_modules/.bin/buf breaking protos --against protos/released.binpb
+
+fix: .venv/tested .venv-gen/installed ## Makes again what lint and verify check, as far as a program can
+	@$(BIN)/ruff check --fix-only --quiet .
+	@$(BIN)/ruff format --quiet .
+	@protos/node_modules/.bin/buf format --write protos
+	@.venv-gen/bin/python protos/generate.py
+
+up: .venv/installed ## Starts the three servers and keeps them up until Ctrl-C
+	@$(BIN)/halfreel up --data-dir .halfreel
+
+down: .venv/installed ## Stops what `make up` started
+	@$(BIN)/halfreel down --data-dir .halfreel
+
+bench: .venv/tested ## Runs the benchmarks that need no GPU
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+clean: ## Removes the environments and the servers' data of this folder
+	rm -rf .venv .venv-gen .halfreel protos/node_modules tests/e2e/node/node_modules
+
+# torch by itself and by its exact version: see constraints.txt.
+.venv/installed: constraints.txt $(addsuffix /pyproject.toml,$(PACKAGES))
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Halfreel needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
+	@echo "Installing into .venv (once; some minutes)"
+	@$(PYTHON) -m venv .venv
+	@$(PIP) install "$$(grep '^torch==' constraints.txt)"
+	@$(PIP) install --constraint constraints.txt $(EDITABLE)
+	@touch $@
+
+.venv/tested: .venv/installed requirements-dev.txt
+	@$(PIP) install --constraint constraints.txt --requirement requirements-dev.txt
+	@touch $@
+
+# The generators need an older protobuf than the servers; buf comes as an npm package, so lint and verify need node.
+.venv-gen/installed: protos/package-lock.json
+	@command -v npm >/dev/null || { echo "make lint and make verify need node and npm (they bring buf)"; exit 1; }
+	@$(PYTHON) -m venv .venv-gen
+	@.venv-gen/bin/pip --disable-pip-version-check --quiet install grpcio-tools==1.76.0 mypy-protobuf==5.1.0
+	@npm ci --prefix protos --no-audit --no-fund --loglevel=error
+	@touch $@
