@@ -1,0 +1,58 @@
+"""What all tests share: the skips that name what is missing, and the promise of CI that there are none."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+NODE_PACKAGES = Path(__file__).parent / "e2e" / "node" / "node_modules"
+
+
+def postgresql_binaries() -> Path | None:
+    """The newest folder of PostgreSQL's server programs, which Debian keeps off the PATH."""
+    if (initdb := shutil.which("initdb")) is not None:
+        return Path(initdb).resolve().parent
+    folders = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
+    return folders[-1].parent if folders else None
+
+
+def why_missing(marker: str) -> str | None:
+    """What to install for the tests of a marker; None when all is there."""
+    if marker == "node":
+        if shutil.which("node") is None:
+            return "node is not installed"
+        if not NODE_PACKAGES.is_dir():
+            return "the packages of the node client are not installed: npm ci --prefix tests/e2e/node"
+    if marker == "postgresql" and postgresql_binaries() is None:
+        return "PostgreSQL's server programs are not installed (Debian: postgresql)"
+    if marker == "gpu":
+        import torch
+
+        if not torch.cuda.is_available():
+            return "there is no NVIDIA GPU"
+    return None
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--forbid-skips", default="", help="markers whose tests must run, comma-separated")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    forbidden = item.config.getoption("--forbid-skips").split(",")
+    for marker in ("node", "postgresql", "gpu"):
+        if item.get_closest_marker(marker) is not None and (reason := why_missing(marker)) is not None:
+            if marker in forbidden:
+                pytest.fail(f"may not be skipped here: {reason}", pytrace=False)
+            pytest.skip(f"{marker}: {reason}")
+
+
+@pytest.fixture(scope="session")
+def postgresql_programs() -> Iterator[Path]:
+    """The folder of initdb and postgres, for tests marked `postgresql`."""
+    folder = postgresql_binaries()
+    assert folder is not None
+    yield folder
