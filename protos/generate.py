@@ -35,9 +35,9 @@ def generate(target: Path) -> list[Path]:
 
 def drift(fresh: Path, written: list[Path]) -> list[str]:
     """Names the committed files that differ from the fresh ones, are absent, or have no .proto any more."""
-    stale = {
-        path.relative_to(PROTOS) for suffix in SUFFIXES for path in PROTOS.glob(f"halfreel/*/v*/*{suffix}")
-    } - set(written)
+    stale = {path.relative_to(PROTOS) for suffix in SUFFIXES for path in PROTOS.glob(f"halfreel/*/v*/*{suffix}")} - set(
+        written
+    )
     differing = [
         path
         for path in written

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -51,8 +50,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture(scope="session")
-def postgresql_programs() -> Iterator[Path]:
+def postgresql_programs() -> Path:
     """The folder of initdb and postgres, for tests marked `postgresql`."""
     folder = postgresql_binaries()
     assert folder is not None
-    yield folder
+    return folder

@@ -45,8 +45,8 @@ def test_the_captions_read_as_the_script(stack, film: pb.Film) -> None:
     cues = []
     with av.open(io.BytesIO(stack.read(film.film_id))) as container:
         for packet in container.demux(container.streams.subtitles[0]):
-            for cue in packet.decode() if packet.size else []:
-                cues.append((float(packet.pts * packet.time_base), cue.dialogue.decode()))
+            at = float(packet.pts * packet.time_base) if packet.size else 0.0
+            cues.extend((at, cue.dialogue.decode()) for cue in (packet.decode() if packet.size else []))
     spoken = [(at, text) for at, text in cues if text]
     assert [text for _, text in spoken] == [scene.narration for scene in film.scenes]
     assert [at for at, _ in spoken] == pytest.approx([0.0, 2.0], abs=0.05)
@@ -78,17 +78,11 @@ def test_watching_later_tells_the_same_story_by_number(stack, film: pb.Film) -> 
 
 
 def test_the_same_request_again_is_the_same_film(stack) -> None:
-    first = stack.create(
-        "a yellow star", request_id="again-1", scene_count=1, scene_seconds=1, step_count=1, seed=1
-    )
-    again = stack.create(
-        "a yellow star", request_id="again-1", scene_count=1, scene_seconds=1, step_count=1, seed=1
-    )
+    first = stack.create("a yellow star", request_id="again-1", scene_count=1, scene_seconds=1, step_count=1, seed=1)
+    again = stack.create("a yellow star", request_id="again-1", scene_count=1, scene_seconds=1, step_count=1, seed=1)
     assert first.film_id == again.film_id
     with pytest.raises(grpc.RpcError) as refused:
-        stack.create(
-            "another idea", request_id="again-1", scene_count=1, scene_seconds=1, step_count=1, seed=1
-        )
+        stack.create("another idea", request_id="again-1", scene_count=1, scene_seconds=1, step_count=1, seed=1)
     assert refused.value.code() == grpc.StatusCode.ALREADY_EXISTS
     assert stack.wait_ended(first.film_id).state == pb.Film.STATE_SUCCEEDED
 

@@ -17,9 +17,7 @@ def test_a_node_client_makes_a_film(stack, tmp_path: Path) -> None:
     address = f"127.0.0.1:{stack.ports['gateway']}"
     file = tmp_path / "film.mp4"
     command = ["node", "make_film.js", address, ROOT / "protos", "a blue star over the sea", "2", file]
-    done = subprocess.run(
-        command, cwd=Path(__file__).parent / "node", capture_output=True, text=True, timeout=120
-    )
+    done = subprocess.run(command, cwd=Path(__file__).parent / "node", capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["refusalCode"] == 3  # INVALID_ARGUMENT: the empty idea
