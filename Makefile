@@ -31,12 +31,14 @@ lint: .venv/tested .venv-gen/installed ## Checks style and types of the code and
 verify: .venv/tested .venv-gen/installed ## Checks that generated files are those of their sources, and that no change breaks the contract
 	@.venv-gen/bin/python protos/generate.py --check
 	@protos/node_modules/.bin/buf breaking protos --against protos/released.binpb
+	@$(BIN)/python docs/make_configuration.py --check
 
 fix: .venv/tested .venv-gen/installed ## Makes again what lint and verify check, as far as a program can
 	@$(BIN)/ruff check --fix-only --quiet .
 	@$(BIN)/ruff format --quiet .
 	@protos/node_modules/.bin/buf format --write protos
 	@.venv-gen/bin/python protos/generate.py
+	@$(BIN)/python docs/make_configuration.py
 
 up: .venv/installed ## Starts the three servers and keeps them up until Ctrl-C
 	@$(BIN)/halfreel up --data-dir .halfreel

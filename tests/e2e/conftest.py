@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -49,8 +48,8 @@ class Stack:
         settings = {"port": str(self.ports[name]), "metrics_port": "0", **extra}
         if name == "gateway":
             settings["data_dir"] = str(self.folder / "data")
-            settings["llm_addresses"] = json.dumps([f"127.0.0.1:{self.ports['llm']}"])
-            settings["video_addresses"] = json.dumps([f"127.0.0.1:{self.ports['video']}"])
+            settings["llm_addresses"] = f"127.0.0.1:{self.ports['llm']}"
+            settings["video_addresses"] = f"127.0.0.1:{self.ports['video']}"
         else:
             settings["device"] = "cpu"
         environment |= {f"HALFREEL_{name}_{key}".upper(): value for key, value in settings.items()}
