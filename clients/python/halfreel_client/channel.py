@@ -1,0 +1,61 @@
+"""The gRPC channel to one server; it knows no service."""
+
+from __future__ import annotations
+
+import json
+
+import grpc
+
+DEFAULT_ADDRESS = "127.0.0.1:7600"
+DEFAULT_LLM_ADDRESS = "127.0.0.1:7601"
+DEFAULT_VIDEO_ADDRESS = "127.0.0.1:7602"
+
+# Files come in pieces of at most 1 MiB; an uploaded picture may have 10 MiB.
+_MAX_RECEIVE_BYTES = 4 * 1024 * 1024
+_MAX_SEND_BYTES = 12 * 1024 * 1024
+
+# The channel itself tries a call again only before its first answer, and only when the server said it did not begin.
+_SERVICE_CONFIG = json.dumps(
+    {
+        "methodConfig": [
+            {
+                "name": [{}],
+                "retryPolicy": {
+                    "maxAttempts": 4,
+                    "initialBackoff": "0.1s",
+                    "maxBackoff": "1s",
+                    "backoffMultiplier": 2,
+                    "retryableStatusCodes": ["UNAVAILABLE"],
+                },
+            }
+        ]
+    }
+)
+
+OPTIONS: tuple[tuple[str, int | str], ...] = (
+    # A stream may be silent for a whole denoising step: pings find out whether the server is still there.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.max_receive_message_length", _MAX_RECEIVE_BYTES),
+    ("grpc.max_send_message_length", _MAX_SEND_BYTES),
+    # A server that comes back is found within a second; grpc's own default waits up to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.enable_retries", 1),
+    ("grpc.service_config", _SERVICE_CONFIG),
+    # A model server is in one's own network: a proxy set for the web is not meant for it.
+    ("grpc.enable_http_proxy", 0),
+)
+
+
+def open_channel(address: str) -> grpc.Channel:
+    """A blocking channel to `address`, as host:port. Connects at the first call."""
+    return grpc.insecure_channel(address, options=OPTIONS)
+
+
+def open_aio_channel(address: str) -> grpc.aio.Channel:
+    """An asyncio channel to `address`, as host:port. Connects at the first call."""
+    return grpc.aio.insecure_channel(address, options=OPTIONS)
