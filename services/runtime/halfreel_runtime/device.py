@@ -1,0 +1,71 @@
+"""The one device a server uses: found by name, index or UUID.
+
+It does not know torch: `device_cuda` does, and is imported only where a GPU may be used.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+from dataclasses import dataclass
+from typing import Literal
+
+from halfreel_runtime.errors import FailedPrecondition, InvalidArgument
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a model runs on.
+
+    Attributes:
+        kind: "cpu" or "cuda".
+        index: torch's index of the GPU; 0 on a CPU. NVML may number the same GPU otherwise: match by `gpu_uuid`.
+        gpu_uuid: "GPU-..." as the driver names it, or "cpu".
+        name: the device's own name, or the processor's architecture.
+        torch_name: what torch.device takes: "cuda:0" or "cpu".
+    """
+
+    kind: Literal["cpu", "cuda"]
+    index: int
+    gpu_uuid: str
+    name: str
+    torch_name: str
+
+
+CPU = Device("cpu", 0, "cpu", platform.machine(), "cpu")
+
+
+def find_device(spec: str) -> Device:
+    """The device a setting names.
+
+    Args:
+        spec: "auto" (the first GPU, or else the CPU), "cpu", "cuda" or "cuda:N" (torch's index), "GPU-..." (a UUID).
+
+    Raises:
+        InvalidArgument: it is none of these.
+        FailedPrecondition: this machine has no such device.
+    """
+    if spec == "cpu":
+        return CPU
+    cuda = _cuda_devices()
+    if spec == "auto":
+        return cuda[0] if cuda else CPU
+    if spec.startswith(("GPU-", "MIG-")):
+        found = [device for device in cuda if device.gpu_uuid == spec]
+    elif spec == "cuda" or (spec.startswith("cuda:") and spec[5:].isdecimal()):
+        index = int(spec[5:] or 0) if spec != "cuda" else 0
+        found = [device for device in cuda if device.index == index]
+    else:
+        raise InvalidArgument(f"device is {spec!r}; it must be auto, cpu, cuda:N or GPU-uuid.")
+    if not found:
+        have = ", ".join(f"{device.torch_name} ({device.gpu_uuid})" for device in cuda) or "no GPU that torch can use"
+        raise FailedPrecondition(f"device is {spec!r}; this machine has {have}.")
+    return found[0]
+
+
+def _cuda_devices() -> list[Device]:
+    if importlib.util.find_spec("torch") is None:
+        return []
+    from halfreel_runtime.device_cuda import cuda_devices
+
+    return cuda_devices()

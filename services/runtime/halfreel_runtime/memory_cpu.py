@@ -1,0 +1,85 @@
+"""The memory of this process, where the model runs on a CPU.
+
+It does not know what the memory is used for: numbers are resident bytes, sampled while work is going on.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import threading
+
+import psutil
+
+from halfreel.gpu.v1 import gpu_pb2
+from halfreel_runtime.memory_source import Bytes
+
+# Between two samples: short enough for a decoded chunk, long enough to cost under 1 % of a core.
+SAMPLE_S = 0.01
+
+
+class CpuMemorySource:
+    """Resident bytes of this process; peaks are seen by a thread that samples only while work is going on."""
+
+    def __init__(self) -> None:
+        self._process = psutil.Process()
+        self._total = psutil.virtual_memory().total
+        self._lock = threading.Lock()
+        self._peak = self._resident()
+        self._busy = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def live(self) -> Bytes:
+        """Resident bytes, twice: a CPU has no allocator of ours."""
+        resident = self._resident()
+        return Bytes(resident, resident)
+
+    def window_peak(self) -> Bytes:
+        """The largest sample of the window, the present moment included."""
+        resident = self._resident()
+        with self._lock:
+            self._peak = max(self._peak, resident)
+            return Bytes(self._peak, self._peak)
+
+    def reset_window(self) -> None:
+        """Begins a new window."""
+        resident = self._resident()
+        with self._lock:
+            self._peak = resident
+
+    def watch(self, on: bool) -> None:
+        """Samples, or rests."""
+        if not on:
+            self._busy.clear()
+            return
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._sample, name="memory", daemon=True)
+            self._thread.start()
+        self._busy.set()
+
+    def observe(self) -> None:
+        """Nothing: there is no context beside the process."""
+
+    def fill(self, device: gpu_pb2.DeviceMemory) -> None:
+        """The host's memory as the device's."""
+        available = psutil.virtual_memory().available
+        device.device_total_bytes = self._total
+        device.device_used_bytes = self._total - available
+        device.device_free_bytes = available
+
+    def release_cached(self) -> None:
+        """Gives free heap pages back to the system, where the C library can."""
+        gc.collect()
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl and macOS don't
+        if trim is not None:
+            trim(0)
+
+    def _resident(self) -> int:
+        return int(self._process.memory_info().rss)
+
+    def _sample(self) -> None:
+        pause = threading.Event()
+        while True:
+            self._busy.wait()
+            self.window_peak()
+            pause.wait(SAMPLE_S)

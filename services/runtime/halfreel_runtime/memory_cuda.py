@@ -1,0 +1,108 @@
+"""The memory of one GPU: torch's allocator for this process, NVML for the device.
+
+It reads counters only, and never waits for the GPU. It does not know what the memory is used for.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+from typing import Any
+
+import pynvml
+import torch
+
+from halfreel.gpu.v1 import gpu_pb2
+from halfreel_runtime.device import Device
+from halfreel_runtime.memory_source import Bytes
+
+_logger = logging.getLogger(__name__)
+
+
+class CudaMemorySource:
+    """Allocator and driver figures of one GPU.
+
+    Args:
+        device: the GPU. Make the source before the process first uses it: what is taken after that is this process's.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self._index = device.index
+        self._total = int(torch.cuda.get_device_properties(device.index).total_memory)
+        self._handle = _nvml_handle(device.gpu_uuid)
+        self._used_at_start = self._device_used()
+        self._context = 0
+
+    def live(self) -> Bytes:
+        """The allocator's bytes at this moment."""
+        return self._read("current")
+
+    def window_peak(self) -> Bytes:
+        """The allocator's largest bytes since the window began."""
+        return self._read("peak")
+
+    def reset_window(self) -> None:
+        """Begins a new window."""
+        if torch.cuda.is_initialized():
+            torch.cuda.reset_peak_memory_stats(self._index)
+
+    def watch(self, on: bool) -> None:
+        """Nothing: the allocator keeps its peaks itself."""
+
+    def observe(self) -> None:
+        """Measures the context: what the driver counts for this process beyond the allocator's bytes.
+
+        The driver names processes by the host's ids, so that a process in a container seldom finds its own; then
+        it is what the device has in use beyond what it had at the start. The largest ever seen is kept, since kernels
+        are loaded as they are first used.
+        """
+        if self._handle is None:
+            return
+        used = self._process_used()
+        if used is None:
+            used = self._device_used() - self._used_at_start
+        self._context = max(self._context, used - self.live().reserved)
+
+    def fill(self, device: gpu_pb2.DeviceMemory) -> None:
+        """The driver's figures; used and free are 0 where the driver can't be asked."""
+        device.device_total_bytes = self._total
+        device.context_bytes = self._context
+        if self._handle is not None:
+            memory = pynvml.nvmlDeviceGetMemoryInfo(self._handle)
+            device.device_total_bytes = memory.total
+            device.device_used_bytes = memory.used
+            device.device_free_bytes = memory.free
+
+    def release_cached(self) -> None:
+        """Gives the allocator's unused blocks back to the driver."""
+        gc.collect()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+
+    def _read(self, which: str) -> Bytes:
+        # The nested form is one call into the allocator; memory_stats() would flatten and sort 100 names each time.
+        stats = torch.cuda.memory_stats_as_nested_dict(self._index)
+        if not stats:  # CUDA is not in use yet
+            return Bytes()
+        return Bytes(stats["allocated_bytes"]["all"][which], stats["reserved_bytes"]["all"][which])
+
+    def _device_used(self) -> int:
+        return 0 if self._handle is None else int(pynvml.nvmlDeviceGetMemoryInfo(self._handle).used)
+
+    def _process_used(self) -> int | None:
+        try:
+            processes = pynvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
+        except pynvml.NVMLError:  # not supported on every GPU, nor allowed in every container
+            return None
+        return next((int(each.usedGpuMemory or 0) for each in processes if each.pid == os.getpid()), None)
+
+
+def _nvml_handle(gpu_uuid: str) -> Any:
+    """NVML's handle of a GPU by its UUID; None, and one line in the log, where NVML can't be used."""
+    try:
+        pynvml.nvmlInit()
+        return pynvml.nvmlDeviceGetHandleByUUID(gpu_uuid)
+    except pynvml.NVMLError as error:
+        _logger.warning("nvml_absent", extra={"reason": str(error), "gpu_uuid": gpu_uuid})
+        return None

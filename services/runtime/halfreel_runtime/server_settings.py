@@ -1,0 +1,77 @@
+"""The settings every server has, and the base of each service's own.
+
+It does not know where values come from: `settings` reads YAML, environment and flags.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+
+def _split(value: object) -> object:
+    """A list given as text, as in an environment variable: parts between commas."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _expand(value: object) -> object:
+    return Path(value).expanduser() if isinstance(value, str) else value
+
+
+# Several words: a list in YAML, "a,b" in the environment and in a flag.
+CommaList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+# A path of this machine; "~" is the home folder.
+LocalPath = Annotated[Path, BeforeValidator(_expand)]
+
+
+class ServerSettings(BaseSettings):
+    """What every server can be told. Built directly, it takes nothing from the environment."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+    host: str = Field("127.0.0.1", description="Address to listen on, for gRPC and for metrics.")
+    port: int = Field(0, ge=0, le=65535, description="Port of the gRPC server; 0 takes any free one.")
+    metrics_port: int = Field(
+        0, ge=0, le=65535, description="Port of /metrics, /livez and /readyz; 0 takes any free one."
+    )
+    port_file: LocalPath | None = Field(
+        None, description="File to write the ports and the process id into, as JSON, once the server listens."
+    )
+    allow_insecure_listen: bool = Field(
+        False, description="Allows a host other than loopback although the connection is neither secret nor checked."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+    max_receive_bytes: int = Field(
+        20 * 2**20, ge=2**16, le=2**28, description="Largest request that is taken (an image travels in one)."
+    )
+    grace_s: float = Field(
+        30.0, ge=0, le=86400, description="Time that running requests get to finish when the server is told to stop."
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Values come from the caller alone, so that a test is not changed by the shell it runs in."""
+        return (init_settings,)
+
+
+class ModelServerSettings(ServerSettings):
+    """What every server that owns a model can be told besides."""
+
+    device: str = Field("auto", description="What the model runs on: auto, cpu, cuda:N or GPU-uuid.")
+    max_waiting_request_count: int = Field(
+        16, ge=0, le=1024, description="Requests that may wait while another runs; more are refused."
+    )
+    stall_s: float = Field(
+        60.0, gt=0, le=86400, description="A running request without progress for so long is hung; the server restarts."
+    )
+    memory_budget_bytes: int = Field(0, ge=0, description="The most memory this server may use; 0 sets no budget.")
