@@ -20,8 +20,8 @@ HEAD = """\
 # Configuration
 
 Every server reads its settings from a YAML file (`--config FILE`, or `HALFREEL_<SERVICE>_CONFIG`), then from the
-environment, then from flags; the later wins. A name that is not a setting is refused, wherever it stands, with the nearest
-right one. `halfreel-llm --help`, `halfreel-video --help` and `halfreel-gateway --help` say what stands here.
+environment, then from flags; the later wins. A name that is not a setting is refused, wherever it stands, with the
+nearest right one. `halfreel-llm --help`, `halfreel-video --help` and `halfreel-gateway --help` say what stands here.
 
 This page is written by `make fix` from the servers' own classes, and `make verify` fails when it is not theirs.
 """
@@ -38,7 +38,8 @@ def page() -> str:
         ]
         parts.append(
             f"\n## {service}\n\nIn the environment: `HALFREEL_{service.upper()}_` and the name in capitals; as a flag: "
-            "`--` and the name with dashes.\n\n| setting | type | default | unit | what it does |\n|---|---|---|---|---|\n"
+            "`--` and the name with dashes.\n\n"
+            "| setting | type | default | unit | what it does |\n|---|---|---|---|---|\n"
             + "\n".join(rows)
             + "\n"
         )
