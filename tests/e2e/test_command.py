@@ -1,0 +1,75 @@
+"""The README's first command, run as it is: three processes, a film, and nothing left behind; also on Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import av
+import psutil
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+WITHIN_S = 60.0
+
+
+def demo_command(folder: Path, *extra: str) -> list[str]:
+    """The recipe of `make demo`, with this environment's Python and the folder's own data."""
+    recipe = re.search(r"^demo:.*\n\t@(.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert recipe is not None
+    expected = '$(BIN)/halfreel make "$(IDEA)" --output "$(FILM)" --local --data-dir .halfreel'
+    assert recipe.group(1) == expected
+    idea = "a red circle moving over a blue sky, then a green square in the snow"
+    film = str(folder / "film.mp4")
+    return [sys.executable, "-m", "halfreel_client", "make", idea, "--output", film, "--local",
+            "--data-dir", str(folder / "data"), *extra]  # fmt: skip
+
+
+def environment() -> dict[str, str]:
+    return {key: value for key, value in os.environ.items() if not key.startswith("HALFREEL_")}
+
+
+def servers_of(pid: int) -> list[psutil.Process]:
+    return [child for child in psutil.Process(pid).children(recursive=True) if "halfreel_" in " ".join(child.cmdline())]
+
+
+def test_readme_names_the_two_commands() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert "make demo" in text
+    assert "make test" in text
+
+
+def test_demo_makes_a_film_within_a_minute(tmp_path: Path) -> None:
+    began = time.monotonic()
+    done = subprocess.run(
+        demo_command(tmp_path), env=environment(), capture_output=True, text=True, timeout=150, cwd=tmp_path
+    )
+    took_s = time.monotonic() - began
+    assert done.returncode == 0, done.stdout + done.stderr
+    print(json.dumps({"demo_s": round(took_s, 1)}))
+    assert took_s < WITHIN_S
+    assert "film.mp4" in done.stdout
+    with av.open(str(tmp_path / "film.mp4")) as film:
+        assert sum(1 for _ in film.decode(video=0)) > 0
+        assert [stream.type for stream in film.streams] == ["video", "subtitle"]
+
+
+@pytest.mark.parametrize("after_s", [1.0, 12.0, 20.0])
+def test_ctrl_c_leaves_nothing_behind(tmp_path: Path, after_s: float) -> None:
+    process = subprocess.Popen(
+        demo_command(tmp_path), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=tmp_path
+    )
+    time.sleep(after_s)
+    if process.poll() is not None:
+        pytest.fail(f"ended before Ctrl-C: {process.stdout.read().decode()}")
+    servers = servers_of(process.pid)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+    assert not [server for server in servers if server.is_running() and server.status() != psutil.STATUS_ZOMBIE]
+    assert list(tmp_path.glob("*.mp4*")) == []
