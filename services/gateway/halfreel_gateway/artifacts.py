@@ -1,0 +1,132 @@
+"""Clips and films on disk: every file appears whole or not at all, under a name that no client chose.
+
+    <data_dir>/clips/<sha256>.mp4     one file a clip, whichever films use it
+    <data_dir>/films/<film_id>.mp4    a published film
+
+It does not know what is in the files, nor who refers to them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+CLIPS, FILMS = "clips", "films"
+_FILE_NAME = re.compile(r"([0-9a-f]{64}|[0-9a-f]{32})\.mp4")
+_TEMPORARY_SUFFIX = ".part"
+_READ_BYTES = 1 << 20
+# A file that is not referred to is left alone for so long: another gateway may be about to refer to it.
+_ORPHAN_AGE_S = 3600.0
+
+
+class Artifacts:
+    """The folder of finished files.
+
+    Args:
+        data_dir: of the gateway; made if missing.
+        owner: of this process's temporary files, so that a restart clears up its own alone.
+    """
+
+    def __init__(self, data_dir: Path, owner: str) -> None:
+        self._root = data_dir
+        self._owner = owner
+        for folder in (CLIPS, FILMS):
+            (data_dir / folder).mkdir(parents=True, exist_ok=True, mode=0o750)
+
+    def clip(self, sha256: str) -> Path:
+        """Where a clip is, or would be."""
+        return self._named(CLIPS, sha256)
+
+    def film(self, film_id: str) -> Path:
+        """Where a published film is, or would be."""
+        return self._named(FILMS, film_id)
+
+    @contextmanager
+    def temporary(self, folder: str) -> Iterator[Path]:
+        """A name for a file in the making, in the folder where it will be; what is left of it is removed."""
+        path = self._root / folder / f".{self._owner}-{secrets.token_hex(8)}{_TEMPORARY_SUFFIX}"
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+
+    def publish(self, temporary: Path, final: Path) -> None:
+        """Gives a finished file its name, at once and for good: it is on disk when this returns."""
+        _sync(temporary)
+        temporary.replace(final)
+        _sync(final.parent)
+
+    def is_intact(self, path: Path, sha256: str, size_bytes: int) -> bool:
+        """Whether the file is there and still what it was."""
+        try:
+            with path.open("rb") as file:
+                if os.fstat(file.fileno()).st_size != size_bytes:
+                    return False
+                digest = hashlib.file_digest(file, "sha256")
+        except FileNotFoundError:
+            return False
+        return digest.hexdigest() == sha256
+
+    def remove_clip(self, sha256: str) -> None:
+        """Removes a clip, if it is there."""
+        self.clip(sha256).unlink(missing_ok=True)
+
+    def remove_film(self, film_id: str) -> None:
+        """Removes a published film, if it is there."""
+        self.film(film_id).unlink(missing_ok=True)
+
+    def free_bytes(self) -> int:
+        """What this process may still write here."""
+        return shutil.disk_usage(self._root).free
+
+    def sweep(self, clip_in_use: Callable[[str], bool], film_in_use: Callable[[str], bool]) -> int:
+        """Removes what a killed process left: its temporary files, and old files that nothing refers to.
+
+        Returns:
+            Files removed.
+        """
+        removed = 0
+        for folder, in_use in ((CLIPS, clip_in_use), (FILMS, film_in_use)):
+            for path in (self._root / folder).iterdir():
+                if path.name.startswith(f".{self._owner}-") and path.suffix == _TEMPORARY_SUFFIX:
+                    orphan = True
+                else:
+                    old = time.time() - path.stat().st_mtime > _ORPHAN_AGE_S
+                    orphan = bool(_FILE_NAME.fullmatch(path.name)) and old and not in_use(path.stem)
+                if orphan:
+                    path.unlink(missing_ok=True)
+                    removed += 1
+        return removed
+
+    def _named(self, folder: str, stem: str) -> Path:
+        name = f"{stem}.mp4"
+        if not _FILE_NAME.fullmatch(name):
+            raise ValueError("a file's name is hexadecimal digits and nothing else")
+        return self._root / folder / name
+
+
+def read_pieces(path: Path, offset_bytes: int, piece_bytes: int = _READ_BYTES) -> Iterator[bytes]:
+    """The file from an offset on, piece by piece; a link is not followed.
+
+    Raises:
+        OSError: the file is missing, a link, or can't be read.
+    """
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+        file.seek(offset_bytes)
+        while piece := file.read(piece_bytes):
+            yield piece
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
