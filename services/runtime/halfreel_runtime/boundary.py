@@ -26,6 +26,7 @@ from halfreel_runtime.errors import (
     REQUEST_ID_KEY,
     Draining,
     InvalidArgument,
+    QueueFull,
     as_halfreel_error,
     status_of,
 )
@@ -33,6 +34,8 @@ from halfreel_runtime.logs import request_id_var
 from halfreel_runtime.metrics import CallMetrics
 
 _logger = logging.getLogger(__name__)
+# Each holds a request of up to max_receive_bytes; a server that took any number would run out of memory.
+MAX_CALL_COUNT = 512
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 Handler = Any  # grpc.RpcMethodHandler, whose type stubs know none of its attributes
@@ -125,11 +128,15 @@ class Boundary(grpc.aio.ServerInterceptor):
         deadline_var.set(deadline)
         task = asyncio.current_task()
         assert task is not None
+        # Until the task is done, and with it the reply sent; this block ends before that.
+        task.add_done_callback(self._forget)
         self._calls[task] = method
         self._metrics.began(method)
         began = time.monotonic()
         code = grpc.StatusCode.OK
         try:
+            if len(self._calls) > MAX_CALL_COUNT:
+                raise QueueFull(f"{MAX_CALL_COUNT} calls run already; no more may.", retry_after_s=1.0)
             yield
         except asyncio.CancelledError:
             if task not in self._ended:
@@ -145,15 +152,18 @@ class Boundary(grpc.aio.ServerInterceptor):
                 _logger.exception("call_failed", extra={"method": method})
             await _abort(context, error, request_id)
         finally:
-            del self._calls[task]
-            self._ended.discard(task)
             self._metrics.ended(method, code, time.monotonic() - began)
             _logger.info("call", extra={"method": method, "code": code.name, "seconds": _since(began)})
 
     def _end(self, tasks: list[asyncio.Task[Any]]) -> None:
         for task in tasks:
-            self._ended.add(task)
-            task.cancel()
+            if task not in self._ended:
+                self._ended.add(task)
+                task.cancel()
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        del self._calls[task]
+        self._ended.discard(task)
 
 
 def _parsed(parse: Callable[[bytes], Any], raw: bytes) -> Any:

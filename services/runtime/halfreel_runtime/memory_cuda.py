@@ -68,8 +68,7 @@ class CudaMemorySource:
         """The driver's figures; used and free are 0 where the driver can't be asked."""
         device.device_total_bytes = self._total
         device.context_bytes = self._context
-        if self._handle is not None:
-            memory = pynvml.nvmlDeviceGetMemoryInfo(self._handle)
+        if (memory := self._device_memory()) is not None:
             device.device_total_bytes = memory.total
             device.device_used_bytes = memory.used
             device.device_free_bytes = memory.free
@@ -88,7 +87,16 @@ class CudaMemorySource:
         return Bytes(stats["allocated_bytes"]["all"][which], stats["reserved_bytes"]["all"][which])
 
     def _device_used(self) -> int:
-        return 0 if self._handle is None else int(pynvml.nvmlDeviceGetMemoryInfo(self._handle).used)
+        memory = self._device_memory()
+        return 0 if memory is None else int(memory.used)
+
+    def _device_memory(self) -> Any:
+        if self._handle is None:
+            return None
+        try:
+            return pynvml.nvmlDeviceGetMemoryInfo(self._handle)
+        except pynvml.NVMLError:  # the driver was reloaded, or the GPU fell off its bus: a report goes without it
+            return None
 
     def _process_used(self) -> int | None:
         try:

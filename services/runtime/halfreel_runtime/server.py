@@ -121,12 +121,19 @@ class Server:
 
     def main(self) -> NoReturn:
         """Runs the server, and ends the process even where a thread hangs on its device."""
-        code = asyncio.run(self.run())
+        code = asyncio.run(self._run_to_the_end())
         closed = [engine.close() for engine in self._engines]
         logging.shutdown()
         if not all(closed):
             os._exit(code)  # an interpreter that shuts down under a running CUDA call may crash or hang
         sys.exit(code)
+
+    async def _run_to_the_end(self) -> int:
+        code = await self.run()
+        if self._dead:  # its thread may hang, and so may others that wait for it
+            logging.shutdown()
+            os._exit(code)
+        return code
 
     async def run(self) -> int:
         """Starts, serves until SIGTERM, SIGINT or the engine's death, drains and stops.
@@ -134,14 +141,14 @@ class Server:
         Returns:
             The process's exit code: 0, 2 where it can't listen as it was told, 70 where the engine died.
         """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._told_to_stop)
         try:
             await self.start()
         except ListenError as error:
             _logger.error("not_listening", extra={"reason": str(error)})
             return EXIT_USAGE
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._told_to_stop)
         await self._stop.wait()
         dead = self._dead
         await self.stop(_LAST_WORDS_S if dead else self._settings.grace_s)
@@ -168,7 +175,11 @@ class Server:
         names = [*(each.full_name for each in self._services), HEALTH_SERVICE, reflection.SERVICE_NAME]
         reflection.enable_server_reflection(names, self._grpc)
         self.port = self._listen()
-        self._endpoint = self._open_metrics(loop)
+        try:
+            self._endpoint = self._open_metrics(loop)
+        except ListenError:
+            await self._grpc.stop(0)
+            raise
         self.metrics_port = self._endpoint.port
         for each in self._services:
             if each.engine is None:
