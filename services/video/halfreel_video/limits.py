@@ -1,0 +1,132 @@
+"""The one table of what a request may ask for, and the check of a request against it.
+
+Knows the request's message; knows nothing of loaded models but their defaults.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image
+
+from halfreel.video.v1 import video_pb2
+from halfreel_runtime.checks import Checks
+from halfreel_runtime.errors import FailedPrecondition, InvalidArgument
+from halfreel_video.clip import ClipRequest
+from halfreel_video.model import ClipDefaults
+from halfreel_video.settings import VideoSettings
+
+MAX_PROMPT_CHARACTERS = 2000
+MAX_SEED = 2**63 - 1
+MIN_SIDE_PX, MAX_SIDE_PX = 64, 2048
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{0,128}")
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The range of one numeric field, both ends allowed, and what it must be a multiple of."""
+
+    field: str
+    low: float
+    high: float
+    unit: str = ""
+    step: int = 1
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What requests to one server may ask for, and what they get where they ask for nothing."""
+
+    table: Sequence[Limit]
+    defaults: ClipDefaults
+
+    @classmethod
+    def of(cls, settings: VideoSettings, defaults: ClipDefaults) -> Limits:
+        """Builds the table from the settings and the model's defaults.
+
+        Raises:
+            FailedPrecondition: MODEL_REFUSED; a default of the model is out of its range.
+        """
+        # Four times its own side is as far as a model can be stretched with any sense.
+        max_width_px = settings.max_width_px or min(MAX_SIDE_PX, 4 * defaults.width_px)
+        max_height_px = settings.max_height_px or min(MAX_SIDE_PX, 4 * defaults.height_px)
+        limits = cls(
+            (
+                Limit("width_px", MIN_SIDE_PX, max_width_px, "px", 8),
+                Limit("height_px", MIN_SIDE_PX, max_height_px, "px", 8),
+                Limit("frame_count", 2, settings.max_frame_count, "frames"),
+                Limit("step_count", 1, 100, "steps"),
+                Limit("fps", 1, 60, "frames a second"),
+                Limit("motion_bucket", 1, 255),
+                Limit("guidance_scale", 1, 20),
+                Limit("decode_chunk_frame_count", 1, 200, "frames"),
+            ),
+            defaults,
+        )
+        try:
+            limits.check(video_pb2.GenerateRequest(prompt="defaults"))
+        except InvalidArgument as error:
+            raise FailedPrecondition(
+                f"a default in the model's halfreel.json is out of range: {error}", reason="MODEL_REFUSED"
+            ) from None
+        return limits
+
+    def high(self, field: str) -> int:
+        """Returns the largest value of a field."""
+        return int(next(limit.high for limit in self.table if limit.field == field))
+
+    def check(self, request: video_pb2.GenerateRequest) -> None:
+        """Checks every field of a request but the pixels of its image.
+
+        Raises:
+            InvalidArgument: INVALID_FIELD; tells every field that is wrong, its value and its limit.
+        """
+        checks = Checks()
+        for limit in self.table:
+            value = self._value(request, limit.field)
+            if checks.between(limit.field, value, limit.low, limit.high, limit.unit) and limit.step > 1:
+                checks.multiple_of(limit.field, int(value), limit.step)
+        if request.HasField("seed"):
+            checks.between("seed", request.seed, 0, MAX_SEED)
+        checks.require(
+            _REQUEST_ID.fullmatch(request.request_id) is not None,
+            "request_id",
+            "is not 1 to 128 visible ASCII characters",
+        )
+        if request.prompt:
+            checks.text("prompt", request.prompt, max_characters=MAX_PROMPT_CHARACTERS)
+        else:
+            checks.require(
+                bool(request.image), "prompt", "is empty and so is image; the first picture needs one of them"
+            )
+        checks.done()
+
+    def clip(self, request: video_pb2.GenerateRequest, request_id: str, image: Image.Image | None) -> ClipRequest:
+        """Makes the clip of a checked request: defaults filled in, a seed chosen where none is given."""
+        return ClipRequest(
+            request_id=request_id,
+            prompt=request.prompt,
+            image=image,
+            width_px=int(self._value(request, "width_px")),
+            height_px=int(self._value(request, "height_px")),
+            frame_count=int(self._value(request, "frame_count")),
+            step_count=int(self._value(request, "step_count")),
+            fps=int(self._value(request, "fps")),
+            motion_bucket=int(self._value(request, "motion_bucket")),
+            guidance_scale=self._value(request, "guidance_scale"),
+            decode_chunk_frame_count=int(self._value(request, "decode_chunk_frame_count")),
+            seed=request.seed if request.HasField("seed") else secrets.randbelow(MAX_SEED + 1),
+            preview=request.preview,
+        )
+
+    def size_px(self, request: video_pb2.GenerateRequest) -> tuple[int, int]:
+        """Returns the clip's width and height."""
+        return int(self._value(request, "width_px")), int(self._value(request, "height_px"))
+
+    def _value(self, request: video_pb2.GenerateRequest, field: str) -> float:
+        source = request if request.HasField(field) else self.defaults  # type: ignore[arg-type]  # names are of the table
+        value: float = getattr(source, field)
+        return value

@@ -1,0 +1,123 @@
+"""Loads the video model and the keyframe model into memory, from checked folders, at one explicit precision.
+
+Each part is loaded by its own class, named here; the pipeline's loader, which can run a folder's Python, is not used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLTemporalDecoder,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    LCMScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    StableVideoDiffusionPipeline,
+    UNet2DConditionModel,
+    UNetSpatioTemporalConditionModel,
+    UniPCMultistepScheduler,
+)
+from transformers import CLIPImageProcessorPil, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
+
+from halfreel_video.folder import ModelFolder
+
+# The PIL image processor and not the torchvision one: the same pictures on every machine, and no torchvision.
+_CLASSES: dict[str, Any] = {
+    "AutoencoderKL": AutoencoderKL,
+    "AutoencoderKLTemporalDecoder": AutoencoderKLTemporalDecoder,
+    "CLIPImageProcessor": CLIPImageProcessorPil,
+    "CLIPImageProcessorFast": CLIPImageProcessorPil,
+    "CLIPImageProcessorPil": CLIPImageProcessorPil,
+    "CLIPTextModel": CLIPTextModel,
+    "CLIPTokenizer": CLIPTokenizer,
+    "CLIPTokenizerFast": CLIPTokenizer,
+    "CLIPVisionModelWithProjection": CLIPVisionModelWithProjection,
+    "DDIMScheduler": DDIMScheduler,
+    "DPMSolverMultistepScheduler": DPMSolverMultistepScheduler,
+    "EulerAncestralDiscreteScheduler": EulerAncestralDiscreteScheduler,
+    "EulerDiscreteScheduler": EulerDiscreteScheduler,
+    "LCMScheduler": LCMScheduler,
+    "PNDMScheduler": PNDMScheduler,
+    "UNet2DConditionModel": UNet2DConditionModel,
+    "UNetSpatioTemporalConditionModel": UNetSpatioTemporalConditionModel,
+    "UniPCMultistepScheduler": UniPCMultistepScheduler,
+}
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def dtype_for(precision: str, device_kind: str) -> torch.dtype:
+    """Returns the arithmetic for a precision: "auto" is FP16 on a GPU and FP32 on a CPU, where FP16 is slow."""
+    if precision == "auto":
+        precision = "fp16" if device_kind == "cuda" else "fp32"
+    return DTYPES[precision]
+
+
+def load_svd(folder: ModelFolder, dtype: torch.dtype, device: torch.device) -> StableVideoDiffusionPipeline:
+    """Loads the image-to-video pipeline."""
+    return _on_device(StableVideoDiffusionPipeline(**_load_parts(folder, dtype)), device)
+
+
+def load_keyframe(folder: ModelFolder, dtype: torch.dtype, device: torch.device) -> StableDiffusionPipeline:
+    """Loads the text-to-image pipeline, without its safety checker, whose weights come as pickle in most folders."""
+    parts = _load_parts(folder, dtype)
+    pipeline = StableDiffusionPipeline(
+        **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    )
+    return _on_device(pipeline, device)
+
+
+@dataclass(frozen=True)
+class WeightFigures:
+    """How much was loaded: parameters, and bytes of them on the device."""
+
+    parameter_count: int
+    weight_bytes: int
+
+
+def weight_figures(*pipelines: Any) -> WeightFigures:
+    """Counts the parameters of pipelines."""
+    parameters = [
+        parameter
+        for pipeline in pipelines
+        for part in pipeline.components.values()
+        if isinstance(part, torch.nn.Module)
+        for parameter in part.parameters()
+    ]
+    return WeightFigures(
+        parameter_count=sum(parameter.numel() for parameter in parameters),
+        weight_bytes=sum(parameter.numel() * parameter.element_size() for parameter in parameters),
+    )
+
+
+def _load_parts(folder: ModelFolder, dtype: torch.dtype) -> dict[str, Any]:
+    """Loads every part of a folder by its own class."""
+    parts: dict[str, Any] = {}
+    for part, class_name in folder.classes.items():
+        path = str(folder.path / part)
+        if part not in folder.family.weights:
+            parts[part] = _CLASSES[class_name].from_pretrained(path, local_files_only=True)
+            continue
+        module = _CLASSES[class_name].from_pretrained(
+            path,
+            dtype=dtype,
+            variant=folder.variant(part, prefer_fp16=dtype == torch.float16),
+            use_safetensors=True,
+            local_files_only=True,
+        )
+        parts[part] = module.eval().requires_grad_(False)
+    return parts
+
+
+def _on_device(pipeline: Any, device: torch.device) -> Any:
+    """Moves all of a pipeline, SVD's mix factors too, which stay behind when the parts were built on a device."""
+    pipeline.to(device)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline

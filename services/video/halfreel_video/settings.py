@@ -1,0 +1,44 @@
+"""The settings of the video server, beside those every model server has."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from halfreel_runtime.settings import ModelServerSettings
+
+SERVICE = "video"
+
+
+class VideoSettings(ModelServerSettings):
+    """What the video server can be told."""
+
+    port: int = Field(7602, ge=0, le=65535, description="Port of the gRPC server; 0 takes any free one.")
+    metrics_port: int = Field(
+        7702, ge=0, le=65535, description="Port of /metrics, /livez and /readyz; 0 takes any free one."
+    )
+    model: str = Field(
+        "pocket",
+        description="Image-to-video model: pocket, a local folder, or a hub id in the local cache.",
+    )
+    keyframe_model: str = Field(
+        "pocket",
+        description="Text-to-image model that draws first pictures: pocket, a local folder, or a hub id in the "
+        "local cache.",
+    )
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = Field(
+        "auto", description="Arithmetic of both models; auto is fp16 on a GPU and fp32 on a CPU."
+    )
+    max_width_px: int = Field(
+        0, ge=0, le=2048, description="Widest clip; 0 takes four times the model's own width, 2048 at most."
+    )
+    max_height_px: int = Field(
+        0, ge=0, le=2048, description="Highest clip; 0 takes four times the model's own height, 2048 at most."
+    )
+    max_frame_count: int = Field(
+        1800, ge=2, le=10_000, description="Longest clip in frames; above the model's own length it is chained."
+    )
+    thread_count: int = Field(
+        0, ge=0, le=256, description="Threads of the CPU for one model operation; 0 leaves it to torch."
+    )
