@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,18 @@ PIECE_COUNT = 1000
 VOCABULARY_SIZE = 1024  # the pieces, nine control tokens, and padding as in the published checkpoint
 CONTEXT_TOKEN_COUNT = 1024
 
-_WORDS = (
-    "a an the red blue green yellow circle square star moon ship whale city forest river mountain old young keeper light "
-    "house sailor child bird morning evening night rain snow wind storm over under behind toward slowly quickly moves "
-    "turns rises falls glows camera pans film scene narration picture seconds title music quiet bright dark golden "
-    "silver every day begins again with one small step and nobody saw how it ended until somebody told this story"
-).split()
-_CHINESE = ("你好，请为我写一个三分钟的短视频脚本。", "场景一：清晨的城市，阳光洒在街道上。", "旁白：每一天都是新的开始。")
+_WORDS = re.findall(
+    r"\w+",
+    """a an the red blue green yellow circle square star moon ship whale city forest river mountain old young keeper light
+house sailor child bird morning evening night rain snow wind storm over under behind toward slowly quickly moves turns
+rises falls glows camera pans film scene narration picture seconds title music quiet bright dark golden silver every
+day begins again with one small step and nobody saw how it ended until somebody told this story""",
+)
+_CHINESE = (
+    "你好，请为我写一个三分钟的短视频脚本。",
+    "场景一：清晨的城市，阳光洒在街道上。",
+    "旁白：每一天都是新的开始。",
+)
 
 
 def _corpus() -> list[str]:

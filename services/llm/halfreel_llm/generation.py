@@ -138,14 +138,12 @@ class TextModel:
                 yield from self._decode(request, reply, logits, cache, cancel)
         yield reply.finished(tuple(usage.phase_peaks))
 
-    def warm_up(self, cancel: CancelToken) -> None:
+    def warm_up(self, context_token_count: int) -> None:
         """Runs every kind of step once, so that the first request pays for no kernel selection or workspace."""
-        some_id = min(self._tokenizer.text_ids)
-        room = self._model.config.max_position_embeddings
-        prompt = (some_id,) * max(1, min(_PREFILL_TOKENS, room - 2))
+        prompt = (min(self._tokenizer.text_ids),) * max(1, min(_PREFILL_TOKENS, context_token_count - 2))
         for temperature in (0.0, 1.0):
             request = TextRequest("warm-up", prompt, 2, temperature=temperature, top_p=0.9, top_k=0, seed=0)
-            for _ in self.generate(request, cancel):
+            for _ in self.generate(request, CancelToken()):
                 pass
 
     def _prefill(self, prompt_ids: tuple[int, ...], cache: DynamicCache, cancel: CancelToken) -> Tensor:

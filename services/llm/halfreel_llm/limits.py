@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Final
 
+MAX_REQUEST_ID_CHARACTERS: Final = 128  # visible ASCII
+
 # Messages.
 MIN_MESSAGE_COUNT: Final = 1
 MAX_MESSAGE_COUNT: Final = 64
@@ -15,7 +17,8 @@ MAX_CONTENT_CHARACTERS: Final = 1_000_000  # over all messages of one request, c
 # Sampling.
 MIN_TEMPERATURE: Final = 0.0
 MAX_TEMPERATURE: Final = 2.0
-MAX_TOP_P: Final = 1.0  # and above 0
+MIN_TOP_P: Final = 0.0  # itself excluded: it would keep no token
+MAX_TOP_P: Final = 1.0
 MIN_TOP_K: Final = 0
 MAX_TOP_K: Final = 1000
 MIN_SEED: Final = 0

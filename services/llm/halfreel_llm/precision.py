@@ -6,26 +6,16 @@ not finite.
 
 from __future__ import annotations
 
-from enum import StrEnum
-
 import torch
 
+from halfreel_llm.settings import Precision
 
-class Precision(StrEnum):
-    """What an operator can ask for."""
-
-    AUTO = "auto"
-    FP32 = "fp32"
-    FP16 = "fp16"
-    BF16 = "bf16"
-
-
-_DTYPES = {Precision.FP32: torch.float32, Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def choose_dtype(precision: Precision, *, on_gpu: bool) -> torch.dtype:
     """Returns the dtype for a precision; `auto` is FP16 on a GPU and FP32 on a CPU, where FP16 is slower."""
-    if precision is Precision.AUTO:
+    if precision == "auto":
         return torch.float16 if on_gpu else torch.float32
     return _DTYPES[precision]
 

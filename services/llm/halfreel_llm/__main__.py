@@ -1,0 +1,71 @@
+"""The language-model server: `python -m halfreel_llm [--setting value ...]`.
+
+Read from top to bottom it is the architecture.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NoReturn
+
+# Read by torch and the hub client when they are first imported. Nothing is ever fetched; segments that grow in place
+# keep what the driver sees close to what is used, for a KV cache grows with every token.
+os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+import torch
+
+from halfreel.gpu.v1 import gpu_pb2_grpc
+from halfreel.llm.v1 import llm_pb2_grpc
+from halfreel_llm.replies import Event
+from halfreel_llm.served_model import load_served_model
+from halfreel_llm.service import LlmService
+from halfreel_llm.settings import SERVICE, LlmSettings
+from halfreel_runtime.device import find_device
+from halfreel_runtime.engine import Engine
+from halfreel_runtime.errors import HalfreelError
+from halfreel_runtime.logs import configure_logs
+from halfreel_runtime.memory import MemoryMonitor
+from halfreel_runtime.memory_service import WATCH_METHODS, MemoryService
+from halfreel_runtime.metrics import ServerMetrics
+from halfreel_runtime.server import EXIT_USAGE, Server
+from halfreel_runtime.settings import load_settings
+
+
+def main(argv: list[str] | None = None) -> NoReturn:
+    """Serves until told to stop; the exit code is not 0 where the model can't be loaded or its engine failed."""
+    settings = load_settings(LlmSettings, SERVICE, sys.argv[1:] if argv is None else argv)
+    configure_logs(settings.log_level, SERVICE)
+    # A core is left to the event loop, so that health and memory are answered while the model computes.
+    torch.set_num_threads(settings.thread_count or max(1, (os.cpu_count() or 1) - 1))
+    try:
+        device = find_device(settings.device)
+    except HalfreelError as error:
+        sys.stderr.write(f"halfreel-llm: {error.message}\n")
+        sys.exit(EXIT_USAGE)
+    memory = MemoryMonitor(device, budget_bytes=settings.memory_budget_bytes)
+    engine = Engine[Event](
+        name="llm-engine", max_waiting_count=settings.max_waiting_request_count, stall_s=settings.stall_s
+    )
+    service = LlmService(engine, memory)
+    engine.start(lambda: service.model_loaded(load_served_model(settings, device, memory)))
+    _serve(settings, service, engine, memory)
+
+
+def _serve(settings: LlmSettings, service: LlmService, engine: Engine[Event], memory: MemoryMonitor) -> NoReturn:
+    server = Server(settings, service=SERVICE, metrics=ServerMetrics(SERVICE, engine, memory))
+    server.add(llm_pb2_grpc.add_LlmServiceServicer_to_server, service, "halfreel.llm.v1.LlmService", engine)
+    server.add(
+        gpu_pb2_grpc.add_MemoryServiceServicer_to_server,
+        MemoryService(memory, engine),
+        "halfreel.gpu.v1.MemoryService",
+        engine,
+        watch_methods=WATCH_METHODS,
+    )
+    server.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""The one model of this server, from its folder to ready: found, loaded, warm, and able to read requests.
+
+Knows no gRPC server.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from halfreel_llm.checkpoint import Checkpoint, CheckpointError, find_checkpoint
+from halfreel_llm.defaults import Defaults
+from halfreel_llm.generation import TextModel
+from halfreel_llm.precision import choose_dtype
+from halfreel_llm.request_reader import RequestReader
+from halfreel_llm.schema import SchemaCompiler
+from halfreel_llm.settings import LlmSettings
+from halfreel_llm.tokenizer import open_tokenizer
+from halfreel_llm.weights import load_model
+from halfreel_runtime.device import Device
+from halfreel_runtime.memory import MemoryMonitor
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """The model with all that belongs to it."""
+
+    checkpoint: Checkpoint
+    text_model: TextModel
+    reader: RequestReader
+    defaults: Defaults
+    context_token_count: int
+
+
+def load_served_model(settings: LlmSettings, device: Device, memory: MemoryMonitor) -> ServedModel:
+    """Loads and warms the model; its phase is "load".
+
+    Raises:
+        CheckpointError: The model isn't here, or this server can't run it.
+    """
+    checkpoint = find_checkpoint(settings.model)
+    context = _context_token_count(settings, checkpoint)
+    tokenizer = open_tokenizer(checkpoint)
+    dtype = choose_dtype(settings.precision, on_gpu=device.kind == "cuda")
+    with memory.phase("load"):
+        model = load_model(checkpoint, device=torch.device(device.torch_name), dtype=dtype)
+    text_model = TextModel(model, tokenizer, memory)
+    text_model.warm_up(context)
+    defaults = Defaults.of(checkpoint.generation_defaults, context)
+    schemas = SchemaCompiler(tokenizer.grammar_tokenizer(checkpoint.config.vocab_size), tokenizer.reply_leads)
+    reader = RequestReader(tokenizer, schemas, context_token_count=context, defaults=defaults)
+    return ServedModel(checkpoint, text_model, reader, defaults, context)
+
+
+def _context_token_count(settings: LlmSettings, checkpoint: Checkpoint) -> int:
+    own: int = checkpoint.config.max_position_embeddings
+    asked = settings.context_token_count or own
+    if asked > own:
+        raise CheckpointError(f"context_token_count is {asked}; model {checkpoint.model_id} can take at most {own}")
+    return asked

@@ -1,0 +1,61 @@
+"""halfreel.llm.v1.LlmService: check, one call, map."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+
+from halfreel.llm.v1 import llm_pb2, llm_pb2_grpc
+from halfreel_llm.replies import Event, merge, model_response, response
+from halfreel_llm.served_model import ServedModel
+from halfreel_runtime.engine import Engine
+from halfreel_runtime.errors import Internal
+from halfreel_runtime.memory import MemoryMonitor
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class LlmService(llm_pb2_grpc.LlmServiceServicer):
+    """Serves one language model, once `model_loaded` has been called."""
+
+    def __init__(self, engine: Engine[Event], memory: MemoryMonitor) -> None:
+        """Takes the engine that will own the model, and the memory it is watched by."""
+        self._engine = engine
+        self._memory = memory
+        self._model: ServedModel | None = None
+
+    def model_loaded(self, model: ServedModel) -> None:
+        """Takes the model; called once, in the engine's thread, before the engine serves."""
+        self._model = model
+
+    async def Generate(
+        self, request: llm_pb2.GenerateRequest, context: Context
+    ) -> AsyncIterator[llm_pb2.GenerateResponse]:
+        """Writes one reply."""
+        accepted_s = time.monotonic()
+        model = self._serving()
+        wanted = await model.reader.read(request)
+        job = self._engine.run(lambda cancel: model.text_model.generate(wanted, cancel), merge=merge)
+        async with aclosing(job) as events:
+            async for event in events:
+                yield response(event, wanted, model, accepted_s)
+
+    async def MemoryStatus(
+        self, request: llm_pb2.MemoryStatusRequest, context: Context
+    ) -> llm_pb2.MemoryStatusResponse:
+        """Tells the memory, without asking the engine."""
+        return llm_pb2.MemoryStatusResponse(report=self._memory.report())
+
+    async def GetModel(self, request: llm_pb2.GetModelRequest, context: Context) -> llm_pb2.GetModelResponse:
+        """Tells the model."""
+        return model_response(self._serving(), self._engine.max_waiting_count)
+
+    def _serving(self) -> ServedModel:
+        self._engine.require_serving()
+        if self._model is None:
+            raise Internal("the engine serves without a model")
+        return self._model
