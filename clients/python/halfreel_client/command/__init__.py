@@ -1,0 +1,1 @@
+"""The `halfreel` command, one file for each of its commands."""

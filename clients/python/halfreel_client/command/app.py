@@ -1,0 +1,63 @@
+"""The `halfreel` command: its commands, by name."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from halfreel_client.command.exits import EXIT_CODES_TEXT, telling_errors
+from halfreel_client.command.films import cancel_command, delete_command, films_command, watch_command
+from halfreel_client.command.make import make_command
+from halfreel_client.command.status import status_command
+from halfreel_client.command.up import down_command, up_command
+
+
+class _Commands(TyperGroup):
+    """Ends every command's errors alike."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with telling_errors(ctx):
+            return super().invoke(ctx)
+
+
+app = typer.Typer(
+    name="halfreel",
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["--help", "-h"]},
+    epilog=EXIT_CODES_TEXT,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"halfreel {version('halfreel-client')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """Turns one sentence into a film, on the GPU you have."""
+
+
+for _name, _command in (
+    ("make", make_command),
+    ("up", up_command),
+    ("down", down_command),
+    ("films", films_command),
+    ("watch", watch_command),
+    ("cancel", cancel_command),
+    ("delete", delete_command),
+    ("status", status_command),
+):
+    app.command(_name, epilog=EXIT_CODES_TEXT)(_command)

@@ -1,0 +1,79 @@
+"""The three servers, started for one film and stopped after it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from halfreel_client.command.exits import CommandError, ExitCode
+from halfreel_client.display.view import View
+from halfreel_client.gpus import find_gpus
+from halfreel_client.supervisor.stack import Ports, missing_packages, specs
+from halfreel_client.supervisor.supervisor import ServerState, Supervisor
+
+_KILL_AFTER_S = 10.0
+_GIVE_UP_FAILURE_COUNT = 4
+_LOOK_INTERVAL_S = 0.1
+
+
+def check_installed() -> None:
+    """Raises CommandError where a server's package is missing."""
+    if missing := missing_packages():
+        raise CommandError(
+            f"not installed here: {', '.join(missing)}; pip install them, one folder each", ExitCode.USAGE
+        )
+
+
+@contextmanager
+def local_servers(data_folder: Path) -> Iterator[Supervisor]:
+    """Three servers on free ports with a data folder of their own, which is removed after them.
+
+    Their logs stay in `data_folder`/logs/make.
+    """
+    check_installed()
+    data_folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="make-", dir=data_folder, ignore_cleanup_errors=True) as folder:
+        servers = specs(Ports(0, 0, 0), Path(folder) / "gateway", find_gpus(), os.environ, passing=True)
+        with Supervisor(
+            servers,
+            run_folder=Path(folder),
+            log_folder=data_folder / "logs" / "make",
+            grace_s=_KILL_AFTER_S,
+        ) as supervisor:
+            yield supervisor
+
+
+async def tend(supervisor: Supervisor, view: View) -> None:
+    """Shows the servers until cancelled.
+
+    Raises:
+        CommandError: a server's settings are wrong, or a server does not come up.
+    """
+    served: set[str] = set()
+    while True:
+        view.servers(supervisor.statuses)
+        while not supervisor.notes.empty():
+            view.note(supervisor.notes.get())
+        served |= {status.name for status in supervisor.statuses if status.state is ServerState.SERVING}
+        if (refused := supervisor.refused) is not None:
+            raise CommandError(f"{refused.name}: {refused.problem}", ExitCode.USAGE)
+        if supervisor.error is not None:
+            raise supervisor.error
+        for status in supervisor.statuses:
+            if status.name not in served and status.failure_count >= _GIVE_UP_FAILURE_COUNT:
+                raise CommandError(
+                    f"{status.name} does not start: it {status.problem}; its log is {status.log_path}",
+                    ExitCode.UNREACHABLE,
+                )
+        await asyncio.sleep(_LOOK_INTERVAL_S)
+
+
+async def serving(supervisor: Supervisor) -> str:
+    """Waits until all servers serve; the gateway's address."""
+    while not supervisor.serving:
+        await asyncio.sleep(_LOOK_INTERVAL_S)
+    return next(status.address for status in supervisor.statuses if status.name == "gateway")

@@ -1,0 +1,119 @@
+"""The three servers of Halfreel as one machine runs them: modules, ports, devices, addresses."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from halfreel_client.gpus import Gpu
+from halfreel_client.supervisor.child import Addresses, ServerSpec
+
+# /metrics of a server is found this far above its port.
+METRICS_PORT_DISTANCE = 100
+
+# A film that was cancelled leaves nothing to wait for.
+PASSING_GRACE_S = "5"
+
+_PACKAGES = {"llm": "halfreel-llm", "video": "halfreel-video", "gateway": "halfreel-gateway"}
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Where the three servers listen; 0 takes any free port."""
+
+    gateway: int = 7600
+    llm: int = 7601
+    video: int = 7602
+
+
+def missing_packages() -> list[str]:
+    """The distributions to install before all three servers can run here; finds them without importing them."""
+    return [name for service, name in _PACKAGES.items() if importlib.util.find_spec(f"halfreel_{service}") is None]
+
+
+def taken_ports(ports: Ports) -> list[str]:
+    """What cannot be listened on, each as "llm: 127.0.0.1:7601"."""
+    wanted = {}
+    for name in ("gateway", "llm", "video"):
+        port = getattr(ports, name)
+        wanted[name] = port
+        if (metrics := _metrics_port(name, port, os.environ)) is not None:
+            wanted[f"metrics of {name}"] = metrics
+    return [f"{name}: 127.0.0.1:{port}" for name, port in wanted.items() if port and not _is_free(port)]
+
+
+def specs(
+    ports: Ports,
+    data_folder: Path,
+    gpus: list[Gpu],
+    environ: Mapping[str, str],
+    *,
+    passing: bool = False,
+) -> list[ServerSpec]:
+    """How the three servers are started here, models first.
+
+    Args:
+        ports: where they listen.
+        data_folder: the gateway keeps films, clips and jobs in it.
+        gpus: with two, each model server has one of its own; otherwise each finds its device itself.
+        environ: what a person has set for a server there is not overruled.
+        passing: the servers are for one film: they drain fast, and keep no job in a database that others use.
+    """
+    grace = ["--grace-s", PASSING_GRACE_S] if passing else []
+    database = ["--database-url", ""] if passing else []
+    devices = {"llm": "cuda:0", "video": "cuda:1"} if len(gpus) > 1 else {}
+
+    def model(name: str, port: int, health_service: str) -> ServerSpec:
+        own = f"HALFREEL_{name.upper()}_DEVICE" in environ or f"HALFREEL_{name.upper()}_CONFIG" in environ
+        device = [] if own or name not in devices else ["--device", devices[name]]
+        return ServerSpec(
+            name,
+            f"halfreel_{name}",
+            health_service,
+            port,
+            _metrics_port(name, port, environ),
+            arguments=lambda addresses: device + grace,
+        )
+
+    def gateway_arguments(addresses: Addresses) -> list[str]:
+        return [
+            *("--data-dir", str(data_folder)),
+            *("--llm-addresses", addresses["llm"], "--video-addresses", addresses["video"]),
+            *grace,
+            *database,
+        ]
+
+    return [
+        model("llm", ports.llm, "halfreel.llm.v1.LlmService"),
+        model("video", ports.video, "halfreel.video.v1.VideoService"),
+        ServerSpec(
+            "gateway",
+            "halfreel_gateway",
+            "halfreel.gateway.v1.GatewayService",
+            ports.gateway,
+            _metrics_port("gateway", ports.gateway, environ),
+            needs=("llm", "video"),
+            arguments=gateway_arguments,
+        ),
+    ]
+
+
+def _metrics_port(name: str, port: int, environ: Mapping[str, str]) -> int | None:
+    if f"HALFREEL_{name.upper()}_METRICS_PORT" in environ:
+        return None
+    return port + METRICS_PORT_DISTANCE if port else 0
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        # A port whose last connections are just closing is free; one that is listened on is not.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
