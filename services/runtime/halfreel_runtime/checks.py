@@ -11,7 +11,7 @@ from collections.abc import Collection
 from halfreel_runtime.errors import InvalidArgument, Violation, shortened
 
 # A value shown in an error is what the client sent: a long one would drown the sentence.
-MAX_SHOWN_CHARACTERS = 60
+MAX_SHOWN_BYTES = 60
 # So many violations are told in the message itself; the details have them all.
 MESSAGE_VIOLATION_COUNT = 3
 
@@ -51,7 +51,7 @@ class Checks:
         """Text of at least `min_characters` beside white space and at most `max_characters` in all."""
         if len(value.strip()) < min_characters:
             what = "is empty" if not value.strip() else f"has {len(value.strip())} characters"
-            return self.require(False, field, f"{what}; it must have {min_characters} to {max_characters}")
+            return self.require(False, field, f"{what}; it must have {min_characters} to {max_characters} characters")
         return self.require(
             len(value) <= max_characters,
             field,
@@ -73,7 +73,7 @@ class Checks:
 
 
 def _shown(text: str) -> str:
-    return repr(shortened(text, MAX_SHOWN_CHARACTERS))
+    return repr(shortened(text, MAX_SHOWN_BYTES))
 
 
 def _number(value: float) -> str:

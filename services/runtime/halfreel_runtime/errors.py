@@ -40,11 +40,13 @@ DETAILS_KEY = "grpc-status-details-bin"
 REQUEST_ID_KEY = "x-request-id"
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
 
-# A status travels in HTTP/2 trailers, of which peers take 8 KiB in all, and the text is in it twice.
-MAX_MESSAGE_CHARACTERS = 500
-MAX_DESCRIPTION_CHARACTERS = 160
-MAX_VIOLATION_COUNT = 10
-MAX_METADATA_COUNT = 10
+# A status travels in HTTP/2 trailers, of which peers take 8 KiB in all: its details in base64, and its text once more
+# with up to three characters a byte. All in bytes of UTF-8.
+MAX_MESSAGE_BYTES = 400
+MAX_DESCRIPTION_BYTES = 160
+MAX_NAME_BYTES = 80
+MAX_VIOLATION_COUNT = 8
+MAX_METADATA_COUNT = 8
 
 
 @dataclass(frozen=True)
@@ -210,9 +212,12 @@ class RemoteError:
     violations: tuple[Violation, ...] = ()
 
 
-def shortened(text: str, limit: int) -> str:
-    """The text, or its first `limit` characters with an ellipsis as the last of them."""
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+def shortened(text: str, limit_bytes: int) -> str:
+    """The text, or as many whole characters of it as fit into so many bytes of UTF-8 with an ellipsis."""
+    encoded = text.encode("utf-8", "replace")
+    if len(encoded) <= limit_bytes:
+        return text
+    return encoded[: limit_bytes - len("…".encode())].decode("utf-8", "ignore") + "…"
 
 
 def as_halfreel_error(error: BaseException, request_id: str) -> HalfreelError:
@@ -236,7 +241,7 @@ def status_of(error: BaseException, request_id: str) -> status_pb2.Status:
         error_details_pb2.ErrorInfo(
             reason=ours.reason,
             domain=DOMAIN,
-            metadata={key: shortened(value, MAX_DESCRIPTION_CHARACTERS) for key, value in metadata.items()},
+            metadata={key: shortened(value, MAX_NAME_BYTES) for key, value in metadata.items()},
         )
     ]
     if ours.violations:
@@ -244,8 +249,8 @@ def status_of(error: BaseException, request_id: str) -> status_pb2.Status:
             error_details_pb2.BadRequest(
                 field_violations=[
                     error_details_pb2.BadRequest.FieldViolation(
-                        field=shortened(violation.field, MAX_DESCRIPTION_CHARACTERS),
-                        description=shortened(violation.description, MAX_DESCRIPTION_CHARACTERS),
+                        field=shortened(violation.field, MAX_NAME_BYTES),
+                        description=shortened(violation.description, MAX_DESCRIPTION_BYTES),
                     )
                     for violation in ours.violations[:MAX_VIOLATION_COUNT]
                 ]
@@ -255,7 +260,7 @@ def status_of(error: BaseException, request_id: str) -> status_pb2.Status:
         delay = duration_pb2.Duration()
         delay.FromMilliseconds(round(ours.retry_after_s * 1000))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
-    status = status_pb2.Status(code=ours.code.value[0], message=shortened(ours.message, MAX_MESSAGE_CHARACTERS))
+    status = status_pb2.Status(code=ours.code.value[0], message=shortened(ours.message, MAX_MESSAGE_BYTES))
     for detail in details:
         packed = any_pb2.Any()
         packed.Pack(detail)

@@ -1,0 +1,121 @@
+"""A small but real server on the runtime: the language model's contract, answered by arithmetic.
+
+What a request's first message says is done: "count 5", "sleep 0.2 10" (seconds a step, steps), "raise", "die", "hang",
+"blob 1000", "refuse", "full". Run as a program it is a server process for tests of signals and exit codes.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+from halfreel.gpu.v1 import gpu_pb2_grpc
+from halfreel.llm.v1 import llm_pb2, llm_pb2_grpc
+from halfreel_runtime.cancel import CancelToken
+from halfreel_runtime.checks import Checks
+from halfreel_runtime.device import find_device
+from halfreel_runtime.engine import Engine, Queued
+from halfreel_runtime.errors import FatalError
+from halfreel_runtime.logs import configure_logs
+from halfreel_runtime.memory import MemoryMonitor
+from halfreel_runtime.memory_service import WATCH_METHODS, MemoryService
+from halfreel_runtime.metrics import ServerMetrics
+from halfreel_runtime.server import Server
+from halfreel_runtime.settings import ModelServerSettings, load_settings
+
+LLM = "halfreel.llm.v1.LlmService"
+MEMORY = "halfreel.gpu.v1.MemoryService"
+SECRET = "/srv/secret/model.safetensors"
+
+
+class SmallLlm(llm_pb2_grpc.LlmServiceServicer):
+    def __init__(self, engine: Engine[str], memory: MemoryMonitor) -> None:
+        self.engine = engine
+        self.memory = memory
+        self.step_count = 0
+
+    def steps(self, text: str, token: CancelToken) -> Iterator[str]:
+        word, *numbers = text.split()
+        with self.memory.request("small"), self.memory.phase("decode"):
+            if word == "count":
+                for number in range(int(numbers[0])):
+                    yield str(number)
+            elif word == "sleep":
+                for number in range(int(numbers[1])):
+                    time.sleep(float(numbers[0]))
+                    self.step_count += 1
+                    yield str(number)
+            elif word == "blob":
+                for _ in range(int(numbers[0])):
+                    yield "x" * 100_000
+            elif word == "compute":
+                import torch
+
+                torch.set_num_threads(1)
+                weights = torch.randn(512, 512)
+                values = torch.randn(512, 512)
+                ends = time.monotonic() + float(numbers[0])
+                while time.monotonic() < ends:
+                    values = torch.tanh(weights @ values)
+                    yield "."
+            elif word == "die":
+                raise FatalError(f"broken at {SECRET}")
+            elif word == "hang":
+                time.sleep(60)
+            else:
+                raise RuntimeError(f"cannot read {SECRET}")
+
+    async def Generate(self, request: llm_pb2.GenerateRequest, context: Any) -> AsyncIterator[llm_pb2.GenerateResponse]:
+        text = request.messages[0].content if request.messages else ""
+        checks = Checks()
+        checks.text("messages", text, max_characters=100_000)
+        checks.between("temperature", request.temperature, 0, 2)
+        checks.done()
+        async for event in self.engine.run(lambda token: self.steps(text, token)):
+            if isinstance(event, Queued):
+                queued = llm_pb2.GenerateResponse.Queued(waiting_request_count=event.waiting_request_count)
+                yield llm_pb2.GenerateResponse(queued=queued)
+            else:
+                yield llm_pb2.GenerateResponse(text_delta=llm_pb2.GenerateResponse.TextDelta(text=event))
+
+    async def MemoryStatus(self, request: Any, context: Any) -> llm_pb2.MemoryStatusResponse:
+        return llm_pb2.MemoryStatusResponse(report=self.memory.report())
+
+    async def GetModel(self, request: Any, context: Any) -> llm_pb2.GetModelResponse:
+        self.engine.require_serving()
+        return llm_pb2.GetModelResponse(model_id="small")
+
+
+def order(text: str, **fields: Any) -> llm_pb2.GenerateRequest:
+    """A request that makes the small server do what the text says."""
+    return llm_pb2.GenerateRequest(messages=[llm_pb2.Message(role=llm_pb2.ROLE_USER, content=text)], **fields)
+
+
+def small_server(settings: ModelServerSettings) -> tuple[Server, SmallLlm]:
+    engine: Engine[str] = Engine(
+        name="small",
+        max_waiting_count=settings.max_waiting_request_count,
+        max_event_count=64,
+        stall_s=settings.stall_s,
+    )
+    memory = MemoryMonitor(find_device("cpu"))
+    servicer = SmallLlm(engine, memory)
+    server = Server(settings, service="llm", metrics=ServerMetrics("llm", engine, memory))
+    server.add(llm_pb2_grpc.add_LlmServiceServicer_to_server, servicer, LLM, engine)
+    server.add(
+        gpu_pb2_grpc.add_MemoryServiceServicer_to_server,
+        MemoryService(memory, engine),
+        MEMORY,
+        engine,
+        watch_methods=WATCH_METHODS,
+    )
+    return server, servicer
+
+
+if __name__ == "__main__":
+    configure_logs("info", "llm")
+    the_server, the_servicer = small_server(load_settings(ModelServerSettings, "llm", sys.argv[1:]))
+    the_servicer.engine.start(lambda: time.sleep(0.1))
+    the_server.main()
