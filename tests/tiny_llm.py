@@ -19,10 +19,13 @@ CONTEXT_TOKEN_COUNT = 1024
 
 _WORDS = re.findall(
     r"\w+",
-    """a an the red blue green yellow circle square star moon ship whale city forest river mountain old young keeper light
-house sailor child bird morning evening night rain snow wind storm over under behind toward slowly quickly moves turns
-rises falls glows camera pans film scene narration picture seconds title music quiet bright dark golden silver every
-day begins again with one small step and nobody saw how it ended until somebody told this story""",
+    """
+a an the red blue green yellow circle square star moon ship whale city forest river mountain old young keeper
+light house sailor child bird morning evening night rain snow wind storm over under behind toward slowly
+quickly moves turns rises falls glows camera pans film scene narration picture seconds title music quiet
+bright dark golden silver every day begins again with one small step and nobody saw how it ended until
+somebody told this story
+""",
 )
 _CHINESE = (
     "你好，请为我写一个三分钟的短视频脚本。",

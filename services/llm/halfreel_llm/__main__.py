@@ -41,20 +41,25 @@ def main(argv: list[str] | None = None) -> NoReturn:
     # A core is left to the event loop, so that health and memory are answered while the model computes.
     torch.set_num_threads(settings.thread_count or max(1, (os.cpu_count() or 1) - 1))
     try:
-        device = find_device(settings.device)
+        server = make_server(settings)
     except HalfreelError as error:
-        sys.stderr.write(f"halfreel-llm: {error.message}\n")
+        sys.stderr.write(f"halfreel-{SERVICE}: {error.message}\n")
         sys.exit(EXIT_USAGE)
+    server.main()
+
+
+def make_server(settings: LlmSettings) -> Server:
+    """Joins the parts; the model loads in the engine's thread from here on.
+
+    Raises:
+        InvalidArgument, FailedPrecondition: This machine has no such device.
+    """
+    device = find_device(settings.device)
     memory = MemoryMonitor(device, budget_bytes=settings.memory_budget_bytes)
     engine = Engine[Event](
         name="llm-engine", max_waiting_count=settings.max_waiting_request_count, stall_s=settings.stall_s
     )
     service = LlmService(engine, memory)
-    engine.start(lambda: service.model_loaded(load_served_model(settings, device, memory)))
-    _serve(settings, service, engine, memory)
-
-
-def _serve(settings: LlmSettings, service: LlmService, engine: Engine[Event], memory: MemoryMonitor) -> NoReturn:
     server = Server(settings, service=SERVICE, metrics=ServerMetrics(SERVICE, engine, memory))
     server.add(llm_pb2_grpc.add_LlmServiceServicer_to_server, service, "halfreel.llm.v1.LlmService", engine)
     server.add(
@@ -64,7 +69,8 @@ def _serve(settings: LlmSettings, service: LlmService, engine: Engine[Event], me
         engine,
         watch_methods=WATCH_METHODS,
     )
-    server.main()
+    engine.start(lambda: service.model_loaded(load_served_model(settings, device, memory)))
+    return server
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, StrictDataclassError
 from transformers import PreTrainedConfig
 
 from halfreel_llm.architectures import ARCHITECTURES, Architecture
@@ -75,8 +75,9 @@ def find_checkpoint(model: str) -> Checkpoint:
         config = architecture.read_config(values)
     except KeyError as error:
         raise CheckpointError(f"model {model_id}: config.json lacks {error}") from None
-    except (TypeError, ValueError) as error:  # the config classes check their values and raise both
-        raise CheckpointError(f"model {model_id}: config.json is refused: {error}") from None
+    except (StrictDataclassError, TypeError, ValueError) as error:  # the config classes check their values
+        why = " ".join(str(error).split())
+        raise CheckpointError(f"model {model_id}: config.json is refused: {why}") from None
     generation_file = folder / "generation_config.json"
     return Checkpoint(
         folder=folder,

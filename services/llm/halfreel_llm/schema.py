@@ -66,16 +66,18 @@ class SchemaCompiler:
     def _compile(self, schema: dict[str, Any]) -> LLMatcher:
         # Without white space between its parts: a weak model would fill its budget with it.
         body = json.dumps({**schema, "x-guidance": {"whitespace_flexible": False}})
-        grammar = f"start: body\nbody: %json {body}"
-        if self._reply_leads:
-            leads = " | ".join(json.dumps(lead) for lead in self._reply_leads)
-            grammar = f"start: LEAD? body\nLEAD: {leads}\nbody: %json {body}"
-        matcher = LLMatcher(self._tokenizer, LLMatcher.grammar_from_lark(grammar), log_level=0)
-        if not matcher.is_error():
-            matcher.compute_ff_bytes()  # a grammar that no text satisfies shows at its first step only
-        if matcher.is_error():
-            _refuse(matcher.get_error().splitlines()[0][:_ERROR_CHARACTERS])
-        return matcher
+        plain = self._matcher(f"start: %json {body}")
+        if not plain.is_error():
+            plain.compute_bitmask()  # a grammar that no text satisfies shows at its first step only
+        if plain.is_error():
+            _refuse(plain.get_error().splitlines()[0][:_ERROR_CHARACTERS])
+        if not self._reply_leads:
+            return self._matcher(f"start: %json {body}")
+        leads = " | ".join(json.dumps(lead) for lead in self._reply_leads)
+        return self._matcher(f"start: LEAD? body\nLEAD: {leads}\nbody: %json {body}")
+
+    def _matcher(self, grammar: str) -> LLMatcher:
+        return LLMatcher(self._tokenizer, LLMatcher.grammar_from_lark(grammar), log_level=0)
 
 
 def check_schema(text: str) -> dict[str, Any]:

@@ -33,8 +33,13 @@ def load_model(checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dty
     Raises:
         CheckpointError: A file is damaged, or tensors are missing, unknown or of the wrong shape.
     """
-    with torch.device("meta"):
-        model = checkpoint.architecture.model_class(checkpoint.config)
+    try:
+        with torch.device("meta"):
+            model = checkpoint.architecture.model_class(checkpoint.config)
+    except Exception as error:  # any value of a config.json ends up here
+        raise CheckpointError(
+            f"model {checkpoint.model_id}: its config.json describes no network: {type(error).__name__}: {error}"
+        ) from None
     wanted = {name: parameter.shape for name, parameter in model.named_parameters()}
     tensors: dict[str, Tensor] = {}
     for file in checkpoint.weight_files:

@@ -1,0 +1,84 @@
+"""One token from one row of logits."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from torch import Tensor
+
+from halfreel_llm.sampling import Sampler
+from halfreel_runtime.errors import Internal
+
+CPU = torch.device("cpu")
+ALL = torch.ones(5, dtype=torch.bool)
+
+
+def sampler(*, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0, seed: int = 0) -> Sampler:
+    return Sampler(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, device=CPU)
+
+
+def logits_of(*probabilities: float) -> Tensor:
+    return torch.tensor(probabilities).log()
+
+
+def test_draws_follow_the_probabilities() -> None:
+    drawing, row = sampler(), logits_of(0.5, 0.3, 0.15, 0.04, 0.01)
+    counts = Counter(drawing.pick(row, ALL) for _ in range(5000))
+    for token, probability in enumerate((0.5, 0.3, 0.15, 0.04, 0.01)):
+        assert abs(counts[token] / 5000 - probability) < 0.03  # over four standard deviations
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ({"top_p": 0.79}, {0, 1}),
+        ({"top_p": 0.81}, {0, 1, 2}),
+        ({"top_p": 1e-9}, {0}),
+        ({"top_k": 2}, {0, 1}),
+        ({"top_k": 1000}, {0, 1, 2, 3, 4}),
+        ({"top_k": 3, "top_p": 0.5}, {0}),
+        ({"temperature": 1e-30}, {0}),
+        ({"temperature": 0.0}, {0}),
+    ],
+)
+def test_top_p_and_top_k_keep_the_likeliest(settings: dict[str, float], kept: set[int]) -> None:
+    drawing, row = sampler(**settings), logits_of(0.5, 0.3, 0.1, 0.06, 0.04)  # type: ignore[arg-type]
+    assert {drawing.pick(row, ALL) for _ in range(1500)} == kept
+
+
+def test_temperature_flattens() -> None:
+    row = logits_of(0.9, 0.1, 0.0, 0.0, 0.0).clamp_min(-1e30)
+    cold, hot = sampler(temperature=0.5), sampler(temperature=2.0)
+    share = [Counter(each.pick(row, ALL) for _ in range(2000))[1] / 2000 for each in (cold, hot)]
+    assert share[0] < 0.04 < 0.2 < share[1]  # 0.012 and 0.25
+
+
+def test_only_allowed_tokens_are_picked() -> None:
+    allowed = torch.tensor([False, False, True, False, True])
+    drawing, row = sampler(temperature=2.0), logits_of(0.9, 0.05, 0.02, 0.02, 0.01)
+    assert {drawing.pick(row, allowed) for _ in range(300)} == {2, 4}
+    assert sampler(temperature=0).pick(row, allowed) == 2
+    one = torch.tensor([False, False, False, False, True])
+    assert {drawing.pick(row, one) for _ in range(50)} == {4}
+
+
+def test_the_seed_decides() -> None:
+    row = torch.zeros(5)
+    one, same, other = ([each.pick(row, ALL) for _ in range(40)] for each in (sampler(), sampler(), sampler(seed=1)))
+    assert one == same != other
+    assert sampler(seed=2**63 - 1).pick(row, ALL) in range(5)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_numbers_that_are_not_finite_are_refused(bad: float, temperature: float) -> None:
+    with pytest.raises(Internal) as caught:
+        sampler(temperature=temperature).pick(torch.tensor([0.0, bad, 0.0, 0.0, 0.0]), ALL)
+    assert caught.value.reason == "NOT_FINITE"
+
+
+def test_half_precision_rows_are_summed_in_full() -> None:
+    row = torch.full((5,), 60000.0, dtype=torch.float16)  # their sum is past the range of FP16
+    assert sampler().pick(row, ALL) in range(5)
