@@ -34,8 +34,15 @@ def test_a_right_request_passes() -> None:
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [(63, "63"), (1025, "1025"), (2**63 - 1, "9223372036854775807"), (-1, "-1")]
-    + [(math.nan, "nan"), (math.inf, "inf"), (-math.inf, "-inf")],
+    [
+        (63, "63"),
+        (1025, "1025"),
+        (2**63 - 1, "9223372036854775807"),
+        (-1, "-1"),
+        (math.nan, "nan"),
+        (math.inf, "inf"),
+        (-math.inf, "-inf"),
+    ],
 )
 def test_a_number_out_of_range_is_named_with_its_limits(value: float, shown: str) -> None:
     checks = Checks()

@@ -258,7 +258,7 @@ async def test_a_reader_that_does_not_read_is_dropped_and_the_next_is_served() -
     async with engine_of(max_event_count=8) as engine:
         slow = engine.run(count(1000))
         assert await anext(slow) == Queued(0)
-        await until(lambda: engine.running_count == 0)
+        await until(lambda: engine.waiting_count == 0 and engine.running_count == 0)
         with pytest.raises(SlowReader) as raised:
             await anext(slow)
         assert raised.value.metadata == {"max_event_count": "8"}

@@ -139,7 +139,7 @@ async def test_a_taken_port_is_exit_code_2_and_one_line(started: Started) -> Non
         (
             [],
             {"HALFREEL_LLM_PROT": "1"},
-            "HALFREEL_LLM_PROT is not an environment variable of this server; did you mean",
+            "HALFREEL_LLM_PROT is not an environment variable of this server; did",
         ),
     ],
 )

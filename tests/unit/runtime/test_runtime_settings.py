@@ -66,7 +66,7 @@ def test_lists_switches_paths_and_seconds_are_read_from_text() -> None:
         (["--port", "99999"], {}, "--port is '99999'; input should be less than or equal to 65535"),
         (["--timeout-s", "nan"], {}, "--timeout-s is 'nan'; input should be"),
         (["--timeout-s", "inf"], {}, "--timeout-s is 'inf'; input should be"),
-        ([], {"HALFREEL_VIDEO_PRT": "3"}, "HALFREEL_VIDEO_PRT is not an environment variable of this server; did you"),
+        ([], {"HALFREEL_VIDEO_PRT": "3"}, "HALFREEL_VIDEO_PRT is not an environment variable of this server; did"),
         (
             [],
             {"HALFREEL_VIDOE_PORT": "3"},
@@ -76,7 +76,7 @@ def test_lists_switches_paths_and_seconds_are_read_from_text() -> None:
         (
             [],
             {"HALFREEL_VIDEO_LOG_LEVEL": "loud"},
-            "HALFREEL_VIDEO_LOG_LEVEL is 'loud'; input should be 'debug', 'info'",
+            "HALFREEL_VIDEO_LOG_LEVEL is 'loud'; input should be 'debug'",
         ),
         (["--config", "/nowhere.yaml"], {}, "the settings file /nowhere.yaml can't be read"),
     ],
