@@ -125,7 +125,8 @@ class Gateway(gateway_pb2_grpc.GatewayServiceServicer):
             yield from (item for item in stored if item.sequence_number > request.after_sequence_number)
         while context.is_active():
             with self.changed:
-                self.changed.wait_for(lambda: len(log) > position or film.state >= pb.Film.STATE_SUCCEEDED, 0.2)
+                if len(log) == position and film.state < pb.Film.STATE_SUCCEEDED:
+                    self.changed.wait(0.2)
                 new, position = log[position:], len(log)
                 ended = film.state >= pb.Film.STATE_SUCCEEDED
             yield from new

@@ -8,6 +8,8 @@ from typing import BinaryIO
 
 _ROLL_BYTES = 16 * 1024 * 1024
 _SHOWN_CHARACTERS = 400
+# The servers' word for a mistake in what they were told; `reason` is a sentence.
+_NOT_STARTED = "not_started"
 _PLAIN_FIELDS = frozenset({"time", "level", "service", "logger", "event", "request_id", "exception"})
 
 
@@ -55,6 +57,8 @@ def _read_line(line: str) -> tuple[str, bool]:
         return line.strip()[:_SHOWN_CHARACTERS], False
     if not isinstance(record, dict) or record.get("level") not in ("error", "critical"):
         return "", False
+    if record.get("event") == _NOT_STARTED:
+        return str(record.get("reason", ""))[:_SHOWN_CHARACTERS], True
     details = ", ".join(f"{key}={value}" for key, value in record.items() if key not in _PLAIN_FIELDS)
     text = f"{record.get('event', '')} ({details})" if details else str(record.get("event", ""))
     return text[:_SHOWN_CHARACTERS], True

@@ -184,11 +184,12 @@ class Supervisor:
                 child.start(addresses)
                 server.state = ServerState.STARTING
             return
-        for text in child.log.new_errors():
-            self.notes.put(Note(child.spec.name, text))
         if (code := child.exit_code()) is not None:
             self._died(server, code, now)
-        elif server.state is ServerState.STARTING:
+            return
+        for text in child.log.new_errors():
+            self.notes.put(Note(child.spec.name, text))
+        if server.state is ServerState.STARTING:
             if child.listens():
                 server.state, server.check_at = ServerState.LOADING, 0.0
         elif now >= server.check_at:
@@ -205,13 +206,14 @@ class Supervisor:
         server.check_at = now + (_HEALTH_INTERVAL_S if serving else _TICK_S)
 
     def _died(self, server: _Server, code: int, now: float) -> None:
-        for text in server.child.log.new_errors():
-            self.notes.put(Note(server.child.spec.name, text))
+        errors = server.child.log.new_errors()
         said = server.child.log.last_text
         server.problem = _exit_text(code) + (f": {said}" if said else "")
         if code == CONFIGURATION_ERROR:
             server.state, server.problem = ServerState.REFUSED, said or server.problem
             return
+        for text in errors:
+            self.notes.put(Note(server.child.spec.name, text))
         if server.state is ServerState.SERVING and now - server.serving_since > _STEADY_S:
             server.failure_count = 0
         delay_s = min(_FIRST_DELAY_S * 2**server.failure_count, _LAST_DELAY_S)
