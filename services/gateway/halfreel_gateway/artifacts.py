@@ -18,12 +18,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from halfreel_gateway.failures import disk_full_failure
+
 CLIPS, FILMS = "clips", "films"
 _FILE_NAME = re.compile(r"([0-9a-f]{64}|[0-9a-f]{32})\.mp4")
 _TEMPORARY_SUFFIX = ".part"
 _READ_BYTES = 1 << 20
 # A file that is not referred to is left alone for so long: another gateway may be about to refer to it.
 _ORPHAN_AGE_S = 3600.0
+# Kept free for the database, which must still be able to store that a film failed.
+RESERVE_BYTES = 16 << 20
 
 
 class Artifacts:
@@ -70,7 +74,7 @@ class Artifacts:
                 if os.fstat(file.fileno()).st_size != size_bytes:
                     return False
                 digest = hashlib.file_digest(file, "sha256")
-        except FileNotFoundError:
+        except OSError:
             return False
         return digest.hexdigest() == sha256
 
@@ -85,6 +89,16 @@ class Artifacts:
     def free_bytes(self) -> int:
         """What this process may still write here."""
         return shutil.disk_usage(self._root).free
+
+    def require_room(self, needed_bytes: int) -> None:
+        """Makes sure that a file fits.
+
+        Raises:
+            FilmFailedError: DISK_FULL.
+        """
+        free_bytes = self.free_bytes()
+        if free_bytes < needed_bytes + RESERVE_BYTES:
+            raise disk_full_failure(needed_bytes + RESERVE_BYTES, free_bytes)
 
     def sweep(self, clip_in_use: Callable[[str], bool], film_in_use: Callable[[str], bool]) -> int:
         """Removes what a killed process left: its temporary files, and old files that nothing refers to.

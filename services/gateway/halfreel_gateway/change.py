@@ -65,9 +65,9 @@ class FilmChange:
     def enter(self, state: pb.Film.State.ValueType) -> None:
         """The film goes on to another state."""
         self.film.state = state
+        self.film.waiting_reason = ""
         if films.has_ended(state):
             self.film.end_time.CopyFrom(self._time)
-            self.film.waiting_reason = ""
         changed = pb.WatchFilmResponse.StateChanged(
             state=state, title=self.film.title, progress_ratio=self.progress_ratio()
         )
@@ -75,6 +75,8 @@ class FilmChange:
 
     def tell_scene(self, index: int) -> None:
         """A scene was written, or its state changed."""
+        if self.scenes[index].scene.state == pb.Scene.STATE_RENDERING:
+            self.film.waiting_reason = ""
         self._tell(pb.WatchFilmResponse(scene_changed=self.scenes[index].scene))
 
     def succeed(self, video: pb.Artifact) -> None:

@@ -28,15 +28,17 @@ class _Feed:
     """What is told of one film: to whom, and up to which stored event."""
 
     known: int = 0
+    preview_count: int = 0
     buffers: set[WatchBuffer] = field(default_factory=set)
 
 
 class Hub:
-    """The watchers of all films. `publish` may be called by any thread, the rest on the event loop."""
+    """The watchers of all films. `publish` and `wants_previews` are for any thread, the rest for the event loop."""
 
     def __init__(self) -> None:
         self._feeds: dict[str, _Feed] = {}
         self._watched: frozenset[str] = frozenset()
+        self._previewed: frozenset[str] = frozenset()
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._poller: asyncio.Task[None] | None = None
@@ -63,17 +65,24 @@ class Hub:
         with contextlib.suppress(RuntimeError):  # the loop is closed: the gateway has stopped, and nobody watches
             loop.call_soon_threadsafe(self._deliver, film_id, list(events))
 
+    def wants_previews(self, film_id: str) -> bool:
+        """Whether somebody watches the film with previews; asked by any thread."""
+        with self._lock:
+            return film_id in self._previewed
+
     @contextlib.contextmanager
-    def watching(self, film_id: str) -> Iterator[WatchBuffer]:
+    def watching(self, film_id: str, *, preview: bool) -> Iterator[WatchBuffer]:
         """A buffer that is told all that happens to the film from now on."""
         buffer = WatchBuffer()
         feed = self._feeds.setdefault(film_id, _Feed())
         feed.buffers.add(buffer)
+        feed.preview_count += preview
         self._note_watched()
         try:
             yield buffer
         finally:
             feed.buffers.discard(buffer)
+            feed.preview_count -= preview
             if not feed.buffers:
                 self._feeds.pop(film_id, None)
             self._note_watched()
@@ -86,6 +95,7 @@ class Hub:
     def _note_watched(self) -> None:
         with self._lock:
             self._watched = frozenset(self._feeds)
+            self._previewed = frozenset(film_id for film_id, feed in self._feeds.items() if feed.preview_count)
 
     def _deliver(self, film_id: str, events: Sequence[pb.WatchFilmResponse]) -> None:
         feed = self._feeds.get(film_id)

@@ -20,6 +20,8 @@ from halfreel_gateway.store import FilmPosition
 # How soon a cancel made through another gateway is heard.
 POLL_S = 0.4
 
+Positions = Callable[[Sequence[str]], dict[str, FilmPosition]]
+
 _logger = logging.getLogger(__name__)
 
 
@@ -137,20 +139,23 @@ class RunningSteps:
     """All steps at work in this process.
 
     Args:
-        positions: tells how far films are, from the database.
         stall_s: how long a model server may be silent in a call.
     """
 
-    def __init__(self, positions: Callable[[Sequence[str]], dict[str, FilmPosition]], stall_s: float) -> None:
-        self._positions = positions
+    def __init__(self, stall_s: float) -> None:
         self._stall_s = stall_s
         self._lock = threading.Lock()
         self._runs: dict[str, set[StepRun]] = {}
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._look_after, name="running-steps", daemon=True)
+        self._thread: threading.Thread | None = None
 
-    def start(self) -> None:
-        """Begins to look after the steps."""
+    def start(self, positions: Positions) -> None:
+        """Begins to look after the steps.
+
+        Args:
+            positions: tells how far films are, from the database.
+        """
+        self._thread = threading.Thread(target=self._look_after, args=(positions,), name="running-steps", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
@@ -158,7 +163,8 @@ class RunningSteps:
         self._stopping.set()
         for run in self._all():
             run.end(GatewayStoppingError())
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
 
     @contextmanager
     def step(self, film_id: str, *, calls_server: bool) -> Iterator[StepRun]:
@@ -197,7 +203,7 @@ class RunningSteps:
         with self._lock:
             return [run for runs in self._runs.values() for run in runs]
 
-    def _look_after(self) -> None:
+    def _look_after(self, positions: Positions) -> None:
         while not self._stopping.wait(POLL_S):
             now_s = time.monotonic()
             for run in self._all():
@@ -207,11 +213,11 @@ class RunningSteps:
             if not film_ids:
                 continue
             try:
-                positions = self._positions(film_ids)
+                found = positions(film_ids)
             except Exception:
                 _logger.exception("films_at_work_not_found_out")
                 continue
             for film_id in film_ids:
-                position = positions.get(film_id)
+                position = found.get(film_id)
                 if position is None or films.has_ended(position.state):
                     self.film_changed(film_id, ended=True)

@@ -216,6 +216,10 @@ class FilmStore:
         with self._database.reading() as connection:
             return _has_clip(connection, sha256)
 
+    def uses_film(self, film_id: str) -> bool:
+        """Whether the film is there, finished or not."""
+        return film_id in self.positions([film_id])
+
     def set_waiting(self, film_id: str, reason: str) -> None:
         """Keeps why the film waits; an empty reason means that it goes on. Not an event."""
         change = sa.update(db.films).where(db.films.c.film_id == film_id, _active()).values(waiting_reason=reason)

@@ -32,7 +32,7 @@ async def watch(
         InvalidArgument: `after` is larger than any number so far.
         SlowReader: the client does not read.
     """
-    with hub.watching(film_id) as buffer:
+    with hub.watching(film_id, preview=preview) as buffer:
         stored = await asyncio.to_thread(store.film, film_id)
         last = stored.last_sequence_number
         if after is not None:

@@ -1,0 +1,148 @@
+"""The gateway, joined: settings, database, files, model servers, production, gRPC server."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from halfreel.gateway.v1 import gateway_pb2 as pb
+from halfreel.gateway.v1 import gateway_pb2_grpc
+from halfreel_gateway import films
+from halfreel_gateway.announcer import Announcer
+from halfreel_gateway.artifacts import Artifacts
+from halfreel_gateway.channels import balanced_channel
+from halfreel_gateway.database import Database, database_url
+from halfreel_gateway.hub import Hub
+from halfreel_gateway.jobs import DbosEnvironmentError, Jobs
+from halfreel_gateway.joiner import FilmJoiner
+from halfreel_gateway.memory import ServersMemory
+from halfreel_gateway.metrics import FilmsCollector, SceneMetrics
+from halfreel_gateway.models import Models
+from halfreel_gateway.production import Production
+from halfreel_gateway.reception import Reception
+from halfreel_gateway.renderer import SceneRenderer
+from halfreel_gateway.running import RunningSteps
+from halfreel_gateway.service import GatewayService
+from halfreel_gateway.settings import GatewaySettings
+from halfreel_gateway.store import FilmStore
+from halfreel_gateway.writer import ScriptWriter
+from halfreel_runtime.logs import configure_logs
+from halfreel_runtime.metrics import ServerMetrics
+from halfreel_runtime.server import Server
+from halfreel_runtime.settings import load_settings
+
+LLM_SERVICE = "halfreel.llm.v1.LlmService"
+VIDEO_SERVICE = "halfreel.video.v1.VideoService"
+GATEWAY_SERVICE = "halfreel.gateway.v1.GatewayService"
+EXIT_USAGE = 2
+
+
+def main() -> None:
+    """Runs the gateway until it is told to stop."""
+    settings = load_settings(GatewaySettings, "gateway", sys.argv[1:])
+    configure_logs(settings.log_level, "gateway")
+    try:
+        code = _run(settings)
+    except (OSError, ValueError, DbosEnvironmentError) as error:
+        code = _not_started(str(error))
+    except sa.exc.DBAPIError as error:
+        code = _not_started(f"the database can't be opened: {error.orig}")
+    sys.exit(code)
+
+
+def _run(settings: GatewaySettings) -> int:
+    data_dir = settings.data_dir.expanduser()
+    data_dir.mkdir(parents=True, exist_ok=True, mode=0o750)
+    lock = _take(data_dir / f".{settings.executor_id}.lock")
+
+    hub = Hub()
+    running = RunningSteps(settings.stall_s)
+
+    def publish(film_id: str, events: Sequence[pb.WatchFilmResponse]) -> None:
+        hub.publish(film_id, events)
+        running.film_changed(film_id, ended=any(films.ends_film(event) for event in events))
+
+    url = database_url(settings.database_url, data_dir)
+    database = Database(url)
+    database.create_tables()
+    store = FilmStore(database, publish, settings.max_active_film_count)
+    artifacts = Artifacts(data_dir, settings.executor_id)
+    artifacts.sweep(store.uses_clip, store.uses_film)
+
+    metrics = ServerMetrics("gateway", None, None)
+    metrics.registry.register(FilmsCollector(store.counts))
+    scene_metrics = SceneMetrics(metrics.registry)
+
+    llm = balanced_channel(settings.llm_addresses, LLM_SERVICE)
+    video = balanced_channel(settings.video_addresses, VIDEO_SERVICE)
+    models = Models(llm, video)
+    announcer = Announcer(hub, store, running)
+    writer = ScriptWriter(store, running, announcer, models, llm)
+    renderer = SceneRenderer(store, running, announcer, artifacts, video, scene_metrics.count)
+    joiner = FilmJoiner(store, running, artifacts)
+    production = Production(store, running, artifacts, writer, renderer, joiner)
+    jobs = Jobs(production, store, url, settings.executor_id)
+
+    reception = Reception(store, artifacts, models, jobs.start, settings.min_free_disk_bytes)
+    memory = ServersMemory(settings.llm_addresses, settings.video_addresses)
+    server = Server(settings, service="gateway", metrics=metrics)
+    servicer = GatewayService(reception, hub, memory)
+    server.add(
+        gateway_pb2_grpc.add_GatewayServiceServicer_to_server,
+        servicer,
+        GATEWAY_SERVICE,
+        watch_methods=("WatchFilm",),
+    )
+
+    async def serve() -> int:
+        hub.start(store)
+        try:
+            return await server.run()
+        finally:
+            await hub.stop()
+            await memory.close()
+
+    running.start(store.positions)
+    jobs.launch(settings.scene_concurrency or len(settings.video_addresses))
+    try:
+        return asyncio.run(serve())
+    finally:
+        running.stop()
+        jobs.close()
+        llm.close()
+        video.close()
+        database.close()
+        os.close(lock)
+
+
+def _take(path: Path) -> int:
+    """Holds a lock file until the process ends, however it ends.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(
+            f"another gateway named {path.name.removesuffix('.lock').removeprefix('.')!r} runs on this data_dir;"
+            " stop it, or give this one another data_dir or executor_id"
+        ) from None
+    return descriptor
+
+
+def _not_started(reason: str) -> int:
+    logging.getLogger("halfreel_gateway").error("not_started", extra={"reason": reason})
+    return EXIT_USAGE
+
+
+if __name__ == "__main__":
+    main()

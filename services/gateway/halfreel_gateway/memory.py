@@ -1,0 +1,96 @@
+"""Asks every model server for its memory, all at once.
+
+It does not know how the servers measure it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import socket
+from collections.abc import Sequence
+
+import grpc
+
+from halfreel.gateway.v1 import gateway_pb2 as pb
+from halfreel.gpu.v1 import gpu_pb2
+from halfreel.llm.v1 import llm_pb2, llm_pb2_grpc
+from halfreel.video.v1 import video_pb2, video_pb2_grpc
+from halfreel_gateway.channels import single_channel
+from halfreel_runtime.errors import error_from_status
+
+ANSWER_WITHIN_S = 2.0
+
+
+class ServersMemory:
+    """The memory of all model servers.
+
+    Args:
+        llm_addresses: of the language model servers.
+        video_addresses: of the video servers; a DNS name stands for all its records.
+    """
+
+    def __init__(self, llm_addresses: Sequence[str], video_addresses: Sequence[str]) -> None:
+        self._addresses = [(pb.SERVER_KIND_LLM, each) for each in llm_addresses]
+        self._addresses += [(pb.SERVER_KIND_VIDEO, each) for each in video_addresses]
+        self._channels: dict[str, grpc.aio.Channel] = {}
+
+    async def ask(self) -> list[pb.ServerMemory]:
+        """One entry a server, in the order of the settings; one that does not answer in 2 s is told as such."""
+        resolved = await asyncio.gather(*(_resolve(address) for _, address in self._addresses))
+        servers = [
+            (kind, address)
+            for (kind, _), addresses in zip(self._addresses, resolved, strict=True)
+            for address in addresses
+        ]
+        await self._forget_all_but({address for _, address in servers})
+        return list(await asyncio.gather(*(self._ask_one(kind, address) for kind, address in servers)))
+
+    async def close(self) -> None:
+        """Closes all connections."""
+        await self._forget_all_but(set())
+
+    async def _ask_one(self, kind: pb.ServerKind.ValueType, address: str) -> pb.ServerMemory:
+        if address not in self._channels:
+            self._channels[address] = single_channel(address)
+        channel = self._channels[address]
+        told = pb.ServerMemory(kind=kind, address=address)
+        try:
+            told.report.CopyFrom(await _report(kind, channel))
+        except grpc.RpcError as error:
+            remote = error_from_status(error)
+            if remote.code is grpc.StatusCode.DEADLINE_EXCEEDED:
+                told.problem = f"did not answer within {ANSWER_WITHIN_S:.0f} s"
+            elif remote.code is grpc.StatusCode.UNAVAILABLE:
+                told.problem = "is not reachable"
+            else:
+                told.problem = f"answered {remote.reason}"
+        return told
+
+    async def _forget_all_but(self, addresses: set[str]) -> None:
+        for address in self._channels.keys() - addresses:
+            await self._channels.pop(address).close()
+
+
+async def _report(kind: pb.ServerKind.ValueType, channel: grpc.aio.Channel) -> gpu_pb2.MemoryReport:
+    if kind == pb.SERVER_KIND_LLM:
+        llm = llm_pb2_grpc.LlmServiceStub(channel)
+        return (await llm.MemoryStatus(llm_pb2.MemoryStatusRequest(), timeout=ANSWER_WITHIN_S)).report
+    video = video_pb2_grpc.VideoServiceStub(channel)
+    return (await video.MemoryStatus(video_pb2.MemoryStatusRequest(), timeout=ANSWER_WITHIN_S)).report
+
+
+async def _resolve(address: str) -> list[str]:
+    """The addresses behind a name; the address itself when it is one, or when the name can't be resolved."""
+    host, _, port = address.rpartition(":")
+    with contextlib.suppress(ValueError):
+        ipaddress.ip_address(host.strip("[]"))
+        return [address]
+    loop = asyncio.get_running_loop()
+    try:
+        found = await asyncio.wait_for(loop.getaddrinfo(host, int(port), type=socket.SOCK_STREAM), ANSWER_WITHIN_S)
+    except (OSError, TimeoutError):
+        return [address]
+    hosts = dict.fromkeys(str(entry[4][0]) for entry in found)
+    return [f"[{each}]:{port}" if ":" in each else f"{each}:{port}" for each in hosts]

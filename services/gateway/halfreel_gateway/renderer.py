@@ -1,0 +1,215 @@
+"""Has a video server render one scene, and stores its clip.
+
+It does not know workflows: it may be killed and run again at any moment. The scene's seed decides the clip, so that
+what is rendered again is the same.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+import grpc
+
+from halfreel.gateway.v1 import gateway_pb2 as pb
+from halfreel.video.v1 import video_pb2, video_pb2_grpc
+from halfreel_gateway import films
+from halfreel_gateway.announcer import Announcer
+from halfreel_gateway.artifacts import CLIPS, Artifacts
+from halfreel_gateway.clip_receiver import ClipReceiver, CorruptClipError, stage_name
+from halfreel_gateway.failures import FilmEndedError, FilmFailedError
+from halfreel_gateway.models import RenderPlan
+from halfreel_gateway.patience import Patience
+from halfreel_gateway.running import RunningSteps, StalledError, StepRun
+from halfreel_gateway.store import FilmStore
+
+# How much moves in a scene that the script calls still; the model's default is for moving ones.
+STILL_MOTION_BUCKET = 20
+# Of a scene, what is done once all denoising steps are.
+_STEPS_SHARE = 0.9
+# The database hears of a scene's progress so often at most.
+_PROGRESS_EVERY_S = 1.0
+
+CountAttempt = Callable[[str], None]
+
+
+class SceneRenderer:
+    """Renders scenes.
+
+    Args:
+        store: of films.
+        running: ends this work with its film.
+        announcer: told every step.
+        artifacts: keeps the clips.
+        video: channel to the video servers.
+        count_attempt: told how every attempt ended: succeeded, failed or abandoned.
+    """
+
+    def __init__(
+        self,
+        store: FilmStore,
+        running: RunningSteps,
+        announcer: Announcer,
+        artifacts: Artifacts,
+        video: grpc.Channel,
+        count_attempt: CountAttempt,
+    ) -> None:
+        self._store = store
+        self._running = running
+        self._announcer = announcer
+        self._artifacts = artifacts
+        self._video = video_pb2_grpc.VideoServiceStub(video)
+        self._count_attempt = count_attempt
+
+    def render(self, film_id: str, index: int, plan: RenderPlan) -> None:
+        """Stores the scene's clip, unless it is there already.
+
+        Raises:
+            FilmFailedError: it can't be rendered.
+            FilmEndedError: the film has ended.
+        """
+        with self._running.step(film_id, calls_server=True) as run:
+            film = self._store.film(film_id).film
+            if films.has_ended(film.state):
+                raise FilmEndedError
+            if film.scenes[index].state == pb.Scene.STATE_SUCCEEDED:
+                return
+            self._artifacts.require_room(0)
+            request = _request(film, film.scenes[index], plan)
+            patience = Patience(run, self._announcer, "video")
+            while not self._attempt(_Attempt(run, index), request, patience):
+                pass
+
+    def _attempt(self, attempt: _Attempt, request: video_pb2.GenerateRequest, patience: Patience) -> bool:
+        """Whether the clip is stored; False when it may be tried again now."""
+        request.preview = self._announcer.wants_previews(attempt.run.film_id)
+        call = self._video.Generate(request)
+        outcome = "abandoned"
+        try:
+            with attempt.run.calling(call):
+                self._receive(attempt, request, call, patience)
+            outcome = "succeeded"
+        except grpc.RpcError as error:
+            outcome = "failed"
+            patience.call_failed(error, began=attempt.began)
+        except StalledError:
+            outcome = "failed"
+            patience.stalled()
+        except CorruptClipError as error:
+            outcome = "failed"
+            patience.try_failed(
+                FilmFailedError(
+                    grpc.StatusCode.DATA_LOSS,
+                    "CLIP_CORRUPT",
+                    f"The clip of scene {attempt.index} came damaged, again and again: {error}; see the video server.",
+                )
+            )
+        finally:
+            if attempt.began:
+                self._count_attempt(outcome)
+        return outcome == "succeeded"
+
+    def _receive(
+        self,
+        attempt: _Attempt,
+        request: video_pb2.GenerateRequest,
+        events: Iterable[video_pb2.GenerateResponse],
+        patience: Patience,
+    ) -> None:
+        film_id, index = attempt.run.film_id, attempt.index
+        with self._artifacts.temporary(CLIPS) as path:
+            with ClipReceiver(path) as receiver:
+                for event in events:
+                    attempt.run.beat()
+                    if event.HasField("queued"):
+                        continue
+                    if not attempt.began:
+                        attempt.began = True
+                        patience.heard()
+                        self._begin(film_id, index)
+                    if event.HasField("video_chunk"):
+                        receiver.take(event.video_chunk)
+                    elif event.HasField("completed"):
+                        receiver.complete(event.completed)
+                    else:
+                        self._tell(attempt, event)
+            clip = receiver.checked(request)
+            self._artifacts.publish(path, self._artifacts.clip(clip.sha256))
+        with self._store.change(film_id) as change:
+            record = change.scenes[index]
+            record.succeed(clip)
+            record.scene.stages.extend(receiver.stage_figures())
+            record.scene.phase_peaks.extend(receiver.completed.phase_peaks)
+            change.tell_scene(index)
+
+    def _begin(self, film_id: str, index: int) -> None:
+        with self._store.change(film_id) as change:
+            change.scenes[index].begin()
+            change.tell_scene(index)
+
+    def _tell(self, attempt: _Attempt, event: video_pb2.GenerateResponse) -> None:
+        """Passes on what the watchers see of the work, and keeps how far it is."""
+        film_id, index = attempt.run.film_id, attempt.index
+        kinds = pb.WatchFilmResponse
+        if event.HasField("step"):
+            step = event.step
+            told = kinds.SceneStep(
+                scene_index=index,
+                step_index=step.index,
+                step_count=step.count,
+                duration=step.duration,
+                remaining=step.remaining,
+            )
+            self._announcer.live(film_id, kinds(scene_step=told))
+            if attempt.tells_progress():
+                self._store.raise_scene_ratio(film_id, index, _STEPS_SHARE * step.index / max(step.count, 1))
+        elif event.HasField("stage"):
+            stage = kinds.SceneStage(scene_index=index, stage=stage_name(event.stage.stage))
+            self._announcer.live(film_id, kinds(scene_stage=stage))
+        elif event.HasField("preview"):
+            preview = kinds.ScenePreview(scene_index=index, jpeg=event.preview.jpeg)
+            self._announcer.live(film_id, kinds(scene_preview=preview))
+
+
+class _Attempt:
+    """One call for one scene.
+
+    Attributes:
+        began: whether a server was at work on it.
+    """
+
+    def __init__(self, run: StepRun, index: int) -> None:
+        self.run = run
+        self.index = index
+        self.began = False
+        self._told_s = 0.0
+
+    def tells_progress(self) -> bool:
+        """Whether the database should hear of progress now."""
+        now_s = time.monotonic()
+        if now_s - self._told_s < _PROGRESS_EVERY_S:
+            return False
+        self._told_s = now_s
+        return True
+
+
+def _request(film: pb.Film, scene: pb.Scene, plan: RenderPlan) -> video_pb2.GenerateRequest:
+    request = video_pb2.GenerateRequest(
+        request_id=f"{film.film_id}-scene-{scene.index}",
+        prompt=scene.picture,
+        width_px=plan.width_px,
+        height_px=plan.height_px,
+        fps=plan.fps,
+        frame_count=scene.requested_duration.seconds * plan.fps,
+        seed=scene.seed,
+    )
+    settings = film.settings
+    if settings.HasField("step_count"):
+        request.step_count = settings.step_count
+    if settings.HasField("guidance_scale"):
+        request.guidance_scale = settings.guidance_scale
+    if settings.HasField("motion_bucket"):
+        request.motion_bucket = settings.motion_bucket
+    elif scene.motion == pb.MOTION_STILL:
+        request.motion_bucket = STILL_MOTION_BUCKET
+    return request

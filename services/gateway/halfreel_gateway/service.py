@@ -1,0 +1,83 @@
+"""GatewayService: check, one call, map. It does not know how films are made or kept."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import grpc
+
+from halfreel.gateway.v1 import gateway_pb2 as pb
+from halfreel.gateway.v1 import gateway_pb2_grpc
+from halfreel_gateway import pages
+from halfreel_gateway.hub import Hub
+from halfreel_gateway.memory import ServersMemory
+from halfreel_gateway.reception import Reception
+from halfreel_gateway.requests import checked_film_id, checked_page
+from halfreel_gateway.videos import read_video
+from halfreel_gateway.watch import watch
+
+Context = grpc.aio.ServicerContext[object, object]
+
+
+class GatewayService(gateway_pb2_grpc.GatewayServiceServicer):
+    """The servicer.
+
+    Args:
+        reception: takes films in and lets them go.
+        hub: has the watchers.
+        memory: asks the model servers.
+    """
+
+    def __init__(self, reception: Reception, hub: Hub, memory: ServersMemory) -> None:
+        self._reception = reception
+        self._store = reception.store
+        self._hub = hub
+        self._memory = memory
+
+    async def CreateFilm(self, request: pb.CreateFilmRequest, context: Context) -> pb.CreateFilmResponse:
+        """Accepts a film and returns at once."""
+        return pb.CreateFilmResponse(film=await asyncio.to_thread(self._reception.create, request))
+
+    async def GetFilm(self, request: pb.GetFilmRequest, context: Context) -> pb.GetFilmResponse:
+        """Tells all of one film."""
+        stored = await asyncio.to_thread(self._store.film, checked_film_id(request.film_id))
+        return pb.GetFilmResponse(film=stored.film)
+
+    async def ListFilms(self, request: pb.ListFilmsRequest, context: Context) -> pb.ListFilmsResponse:
+        """Lists films, newest first."""
+        size, after = checked_page(request)
+        films = await asyncio.to_thread(self._store.films, size + 1, after)  # one more tells whether there are more
+        more = len(films) > size
+        token = ""
+        if more:
+            last = films[size - 1]
+            token = pages.encode(pages.Position(last.create_time.ToMicroseconds(), last.film_id))
+        return pb.ListFilmsResponse(films=films[:size], next_page_token=token)
+
+    async def WatchFilm(self, request: pb.WatchFilmRequest, context: Context) -> AsyncIterator[pb.WatchFilmResponse]:
+        """Follows a film until it ends."""
+        film_id = checked_film_id(request.film_id)
+        after = request.after_sequence_number if request.HasField("after_sequence_number") else None
+        async for event in watch(self._hub, self._store, film_id, after, preview=request.preview):
+            yield event
+
+    async def CancelFilm(self, request: pb.CancelFilmRequest, context: Context) -> pb.CancelFilmResponse:
+        """Stops a film."""
+        film = await asyncio.to_thread(self._store.cancel, checked_film_id(request.film_id))
+        return pb.CancelFilmResponse(film=film)
+
+    async def DeleteFilm(self, request: pb.DeleteFilmRequest, context: Context) -> pb.DeleteFilmResponse:
+        """Deletes a film that has ended."""
+        await asyncio.to_thread(self._reception.delete, checked_film_id(request.film_id))
+        return pb.DeleteFilmResponse()
+
+    async def ReadVideo(self, request: pb.ReadVideoRequest, context: Context) -> AsyncIterator[pb.ReadVideoResponse]:
+        """Streams the finished MP4."""
+        film_id = checked_film_id(request.film_id)
+        async for piece in read_video(self._store, self._reception.artifacts, film_id, request.offset_bytes):
+            yield piece
+
+    async def MemoryStatus(self, request: pb.MemoryStatusRequest, context: Context) -> pb.MemoryStatusResponse:
+        """Tells the memory of every model server."""
+        return pb.MemoryStatusResponse(servers=await self._memory.ask())
