@@ -6,12 +6,10 @@ import os
 import sys
 from typing import NoReturn
 
-from halfreel_runtime.errors import HalfreelError
 from halfreel_runtime.logs import configure_logs
 from halfreel_runtime.settings import load_settings
+from halfreel_runtime.startup import clear_errors
 from halfreel_video.settings import SERVICE, VideoSettings
-
-EXIT_USAGE = 2
 
 
 def main(argv: list[str]) -> NoReturn:
@@ -24,6 +22,9 @@ def main(argv: list[str]) -> NoReturn:
     # decoding: 15.5 against 28.2 GiB reserved for 25 frames of 1024 x 576.
     os.environ["HF_HUB_OFFLINE"] = os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    # Threads that wait for each other sleep instead of spinning: on two cores that other processes use as well, a clip
+    # took 2 s so and 24 s otherwise.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
     from transformers.utils import logging as transformers_logging
 
@@ -48,11 +49,8 @@ def main(argv: list[str]) -> NoReturn:
     if settings.thread_count:
         torch.set_num_threads(settings.thread_count)
     torch.backends.cudnn.deterministic = True  # the same seed gives the same bytes
-    try:
+    with clear_errors():
         device = find_device(settings.device)
-    except HalfreelError as error:
-        sys.stderr.write(f"halfreel-video: {error}\n")
-        sys.exit(EXIT_USAGE)
     memory = MemoryMonitor(device, budget_bytes=settings.memory_budget_bytes)
     engine: Engine[Event] = Engine(
         name="video", max_waiting_count=settings.max_waiting_request_count, stall_s=settings.stall_s

@@ -139,15 +139,15 @@ def _find(model: str, family: Family) -> tuple[Path, str, str]:
 
         return halfreel_pocket.folder(family.pocket_name), "pocket", ""
     path = Path(model).expanduser()
-    if path.is_dir():
+    if model and path.is_dir():
         return path.resolve(), path.resolve().name, ""
     if _HUB_ID.fullmatch(model) and not path.exists():
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import LocalEntryNotFoundError
+        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
         try:
             found = Path(snapshot_download(model, local_files_only=True))
-        except LocalEntryNotFoundError:
+        except (HFValidationError, LocalEntryNotFoundError):
             raise NotFound(
                 f"model {model} is not in the local cache; fetch it with: halfreel pull {model}",
                 reason="MODEL_NOT_FOUND",
