@@ -1,7 +1,4 @@
-"""The language-model server: `python -m halfreel_llm [--setting value ...]`.
-
-Read from top to bottom it is the architecture.
-"""
+"""The LLM server: `python -m halfreel_llm [--setting value ...]`; from top to bottom this is its architecture."""
 
 from __future__ import annotations
 
@@ -9,42 +6,29 @@ import os
 import sys
 from typing import NoReturn
 
-# Read by torch and the hub client when they are first imported. Nothing is ever fetched; segments that grow in place
-# keep what the driver sees close to what is used, for a KV cache grows with every token.
-os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-
-import torch
-
-from halfreel.gpu.v1 import gpu_pb2_grpc
-from halfreel.llm.v1 import llm_pb2_grpc
-from halfreel_llm.replies import Event
-from halfreel_llm.served_model import load_served_model
-from halfreel_llm.service import LlmService
 from halfreel_llm.settings import SERVICE, LlmSettings
-from halfreel_runtime.device import find_device
-from halfreel_runtime.engine import Engine
-from halfreel_runtime.errors import HalfreelError
 from halfreel_runtime.logs import configure_logs
-from halfreel_runtime.memory import MemoryMonitor
-from halfreel_runtime.memory_service import WATCH_METHODS, MemoryService
-from halfreel_runtime.metrics import ServerMetrics
-from halfreel_runtime.server import EXIT_USAGE, Server
+from halfreel_runtime.server import Server
 from halfreel_runtime.settings import load_settings
+from halfreel_runtime.startup import clear_errors
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
     """Serves until told to stop; the exit code is not 0 where the model can't be loaded or its engine failed."""
     settings = load_settings(LlmSettings, SERVICE, sys.argv[1:] if argv is None else argv)
     configure_logs(settings.log_level, SERVICE)
-    # A core is left to the event loop, so that health and memory are answered while the model computes.
-    torch.set_num_threads(settings.thread_count or max(1, (os.cpu_count() or 1) - 1))
-    try:
+
+    # Read by the hub client and by torch when they are first imported, which is below: a misspelt setting is told
+    # before that takes its seconds. Nothing is ever fetched; and segments that grow in place keep what the driver sees
+    # close to what is used, for a KV cache grows with every token.
+    os.environ["HF_HUB_OFFLINE"] = os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()  # its warnings are advice to programmers, written past the log
+    with clear_errors():
         server = make_server(settings)
-    except HalfreelError as error:
-        sys.stderr.write(f"halfreel-{SERVICE}: {error.message}\n")
-        sys.exit(EXIT_USAGE)
     server.main()
 
 
@@ -54,11 +38,24 @@ def make_server(settings: LlmSettings) -> Server:
     Raises:
         InvalidArgument, FailedPrecondition: This machine has no such device.
     """
+    import torch
+
+    from halfreel.gpu.v1 import gpu_pb2_grpc
+    from halfreel.llm.v1 import llm_pb2_grpc
+    from halfreel_llm.replies import Event
+    from halfreel_llm.served_model import load_served_model
+    from halfreel_llm.service import LlmService
+    from halfreel_runtime.device import find_device
+    from halfreel_runtime.engine import Engine
+    from halfreel_runtime.memory import MemoryMonitor
+    from halfreel_runtime.memory_service import WATCH_METHODS, MemoryService
+    from halfreel_runtime.metrics import ServerMetrics
+
+    # A core is left to the event loop, so that health and memory are answered while the model computes.
+    torch.set_num_threads(settings.thread_count or max(1, (os.cpu_count() or 1) - 1))
     device = find_device(settings.device)
     memory = MemoryMonitor(device, budget_bytes=settings.memory_budget_bytes)
-    engine = Engine[Event](
-        name="llm-engine", max_waiting_count=settings.max_waiting_request_count, stall_s=settings.stall_s
-    )
+    engine = Engine[Event](name="llm", max_waiting_count=settings.max_waiting_request_count, stall_s=settings.stall_s)
     service = LlmService(engine, memory)
     server = Server(settings, service=SERVICE, metrics=ServerMetrics(SERVICE, engine, memory))
     server.add(llm_pb2_grpc.add_LlmServiceServicer_to_server, service, "halfreel.llm.v1.LlmService", engine)
