@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -35,7 +36,13 @@ class Gateway:
         self.stub: Any = None
         self.serving_s = 0.0
 
-    def start(self, **extra: object) -> None:
+    def start(self, *, max_file_bytes: int = 0, **extra: object) -> None:
+        """Starts the process; with `max_file_bytes` it finds its disk full in the midst of a larger file."""
+
+        def limit() -> None:
+            if max_file_bytes:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_bytes, max_file_bytes))
+
         ports = self.folder / "ports.json"
         ports.unlink(missing_ok=True)
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("HALFREEL_", "DBOS_"))}
@@ -43,7 +50,7 @@ class Gateway:
         environment |= {f"HALFREEL_GATEWAY_{name}".upper(): str(value) for name, value in settings.items()}
         with (self.folder / "gateway.log").open("ab") as log:
             command = [sys.executable, "-m", "halfreel_gateway"]
-            self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+            self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, preexec_fn=limit)
         deadline = time.monotonic() + STARTED_WITHIN_S
         while not ports.exists():
             assert self.process.poll() is None, self.log()[-3000:]
@@ -73,7 +80,7 @@ class Gateway:
 
     def create(self, idea: str = "a red circle", *, request_id: str | None = None, **settings: Any) -> pb.Film:
         request = pb.CreateFilmRequest(
-            request_id=request_id or uuid.uuid4().hex,
+            request_id=uuid.uuid4().hex if request_id is None else request_id,
             idea=idea,
             settings=json_format.ParseDict(settings, pb.FilmSettings()),
         )
