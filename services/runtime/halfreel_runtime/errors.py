@@ -2,6 +2,8 @@
 
     HalfreelError
     ├── InvalidArgument            INVALID_ARGUMENT     the request itself is wrong; fix it
+    ├── Unauthenticated            UNAUTHENTICATED      no token, or not a good one
+    ├── PermissionDenied           PERMISSION_DENIED    the token does not allow it
     ├── NotFound                   NOT_FOUND
     ├── AlreadyExists              ALREADY_EXISTS
     ├── FailedPrecondition         FAILED_PRECONDITION  the state of things forbids it
@@ -93,6 +95,20 @@ class InvalidArgument(HalfreelError):
 
     code = grpc.StatusCode.INVALID_ARGUMENT
     default_reason = "INVALID_FIELD"
+
+
+class Unauthenticated(HalfreelError):
+    """It is not known who asks."""
+
+    code = grpc.StatusCode.UNAUTHENTICATED
+    default_reason = "UNAUTHENTICATED"
+
+
+class PermissionDenied(HalfreelError):
+    """It is known who asks, and they may not."""
+
+    code = grpc.StatusCode.PERMISSION_DENIED
+    default_reason = "PERMISSION_DENIED"
 
 
 class NotFound(HalfreelError):
