@@ -12,7 +12,8 @@ from pathlib import Path
 # Certificates, keys and token files are a few kilobytes; anything larger is another file, named by mistake.
 MAX_FILE_BYTES = 1 << 20
 
-Signature = tuple[int, int, int]
+# What differs when a file was written or replaced; None for one that is not there.
+Signature = tuple[int, int, int] | None
 
 
 class FileRefusedError(Exception):
@@ -20,12 +21,11 @@ class FileRefusedError(Exception):
 
 
 def signature(path: Path) -> Signature:
-    """What differs when a file was written or replaced (a link turned to another file, too).
-
-    Raises:
-        OSError: there is no such file.
-    """
-    status = path.stat()
+    """Differs when the file was written or replaced, or a link to it was turned to another file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
     return status.st_mtime_ns, status.st_size, status.st_ino
 
 
