@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 from halfreel_client.command.exits import EXIT_CODES_TEXT, telling_errors
 from halfreel_client.command.films import cancel_command, delete_command, films_command, watch_command
 from halfreel_client.command.make import make_command
+from halfreel_client.command.pull import MODELS_TEXT, pull_command
 from halfreel_client.command.status import status_command
 from halfreel_client.command.up import down_command, up_command
 
@@ -61,3 +62,4 @@ for _name, _command in (
     ("status", status_command),
 ):
     app.command(_name, epilog=EXIT_CODES_TEXT)(_command)
+app.command("pull", epilog=f"{MODELS_TEXT}\n\n{EXIT_CODES_TEXT}")(pull_command)
