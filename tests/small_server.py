@@ -1,7 +1,8 @@
 """A small but real server on the runtime: the language model's contract, answered by arithmetic.
 
 What a request's first message says is done: "count 5", "sleep 0.2 10" (seconds a step, steps), "raise", "die", "hang",
-"blob 1000", "refuse", "full". Run as a program it is a server process for tests of signals and exit codes.
+"silent 5", "blob 1000", "compute 5" (seconds). Run as a program it is a process for tests of
+signals and exit codes.
 """
 
 from __future__ import annotations
@@ -47,6 +48,10 @@ class SmallLlm(llm_pb2_grpc.LlmServiceServicer):
                     time.sleep(float(numbers[0]))
                     self.step_count += 1
                     yield str(number)
+            elif word == "silent":
+                for _ in range(int(numbers[0]) * 100):
+                    time.sleep(0.01)
+                    token.raise_if_cancelled()
             elif word == "blob":
                 for _ in range(int(numbers[0])):
                     yield "x" * 100_000

@@ -145,10 +145,10 @@ class Engine(Generic[E]):
         """
         if self._state is EngineState.LOADING:
             raise ModelLoading("The model is loading.", retry_after_s=_LOADING_RETRY_S)
-        if self._state is EngineState.DRAINING:
-            raise Draining("The server is about to stop.")
         if self._state is EngineState.DEAD:
             raise EngineDead("The engine failed; the server restarts.", retry_after_s=_LOADING_RETRY_S)
+        if self._state is EngineState.DRAINING or self._closed:
+            raise Draining("The server is about to stop.")
 
     # The life of the engine.
 

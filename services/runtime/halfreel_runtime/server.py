@@ -26,7 +26,7 @@ from grpc_health.v1.health import SERVICE_NAME as HEALTH_SERVICE
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 
-from halfreel_runtime.boundary import Boundary
+from halfreel_runtime.boundary import MAX_CALL_COUNT, Boundary
 from halfreel_runtime.engine import Engine, EngineState
 from halfreel_runtime.metrics import ServerMetrics
 from halfreel_runtime.metrics_http import MetricsEndpoint
@@ -41,14 +41,16 @@ EXIT_ENGINE_DEAD = 70
 _LAST_WORDS_S = 2.0
 # The largest event is a video chunk of 1 MiB.
 _MAX_SEND_BYTES = 4 * 2**20
-# Only streams without an end keep a connection this busy; more calls at once wait on the client's side.
-_MAX_STREAMS_PER_CONNECTION = 128
+# Above what the boundary takes, so that a client with too many calls is refused at once instead of left to wait.
+_MAX_STREAMS_PER_CONNECTION = 2 * MAX_CALL_COUNT
 # A generation may be silent for an hour: a client's pings are no reason to hang up on it, and our own notice within
-# 20 s that a client vanished. The keys are gRPC core's; a misspelt one would be ignored.
+# 20 s that a client vanished. The keys are gRPC core's; a misspelt one would be ignored. ping_timeout_ms is what counts
+# for a connection that still takes bytes: without it a vanished client was noticed after 70 s (grpcio 1.85).
 _CHANNEL_OPTIONS = (
     ("grpc.so_reuseport", 0),
     ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 8_000),
+    ("grpc.http2.ping_timeout_ms", 8_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", 1_000),

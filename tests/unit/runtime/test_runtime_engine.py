@@ -440,6 +440,13 @@ async def test_draining_ends_what_is_left_after_the_grace() -> None:
         await until(lambda: engine.running_count == 0)
 
 
+async def test_a_closed_engine_takes_nothing() -> None:
+    async with engine_of() as engine:
+        assert engine.close()
+        with pytest.raises(Draining):
+            await all_of(engine, count(1))
+
+
 async def test_a_hung_job_is_noticed_and_its_client_told() -> None:
     go = threading.Event()
 

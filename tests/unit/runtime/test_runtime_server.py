@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -16,6 +19,7 @@ from small_server import LLM, MEMORY, SECRET, order, small_server
 
 from halfreel.gpu.v1 import gpu_pb2
 from halfreel.llm.v1 import llm_pb2
+from halfreel_runtime import boundary
 from halfreel_runtime.engine import EngineState
 from halfreel_runtime.errors import RemoteError, error_from_status
 from halfreel_runtime.server import EXIT_USAGE, ListenError
@@ -129,6 +133,77 @@ async def test_a_deadline_stops_the_engine_within_a_step(running: Any) -> None:
         await asyncio.sleep(0.001)
     assert running.servicer.step_count <= 12
     assert await total(running, "DEADLINE_EXCEEDED") == 1
+
+
+async def test_a_call_whose_deadline_passes_in_the_queue_never_starts(running: Any) -> None:
+    first = running.llm.Generate(order("sleep 0.05 8"))
+    await first.read()
+    remote, _ = await failure(running.llm.Generate(order("sleep 0.01 100"), timeout=0.1))
+    assert remote.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    while await first.read() is not grpc.aio.EOF:
+        pass
+    assert [_ async for _ in running.llm.Generate(order("count 1"))]
+    assert running.servicer.step_count == 8
+
+
+async def test_more_calls_than_are_taken_are_refused_at_once(running: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(boundary, "MAX_CALL_COUNT", 2)
+    watches = [running.memory.WatchMemory(gpu_pb2.WatchMemoryRequest()) for _ in range(2)]
+    for watch in watches:
+        await watch.read()
+    remote, _ = await failure(running.llm.MemoryStatus(llm_pb2.MemoryStatusRequest()))
+    assert (remote.code, remote.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
+    watches[0].cancel()
+    async with asyncio.timeout(2):
+        while running.server._boundary.call_count > 1:
+            await asyncio.sleep(0.005)
+    assert await running.llm.MemoryStatus(llm_pb2.MemoryStatusRequest())
+
+
+async def test_any_bytes_get_a_proper_answer(running: Any) -> None:
+    chance = random.Random(7)
+    seeds = [
+        gpu_pb2.WatchMemoryRequest(interval=duration_pb2.Duration(seconds=1, nanos=5)).SerializeToString(),
+        order("count 1", temperature=1, seed=2**62, stop=["a", "b"]).SerializeToString(),
+    ]
+    codes = set()
+    for number in range(1000):
+        raw = bytearray(seeds[number % 2])
+        for _ in range(chance.randrange(1, 6)):
+            raw[chance.randrange(len(raw))] = chance.randrange(256)
+        if number % 2:
+            call = running.channel.unary_unary(f"/{LLM}/GetModel")(bytes(raw))
+        else:
+            call = running.channel.unary_stream(f"/{MEMORY}/WatchMemory")(bytes(raw))
+        try:
+            await (call if number % 2 else call.read())
+            codes.add(grpc.StatusCode.OK)
+        except grpc.aio.AioRpcError as error:
+            codes.add(error.code())
+        call.cancel()
+    assert codes == {grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT}
+    assert len([_ async for _ in running.llm.Generate(order("count 1"))]) == 2
+
+
+async def test_calls_leave_no_task_thread_or_file_behind(running: Any) -> None:
+    async def use() -> None:
+        for _ in range(50):
+            assert [_ async for _ in running.llm.Generate(order("count 2"))]
+            cancelled = running.llm.Generate(order("sleep 0.001 1000"))
+            await cancelled.read()
+            cancelled.cancel()
+            await failure(running.llm.Generate(order("raise")))
+        async with asyncio.timeout(5):
+            while running.server._boundary.call_count or running.servicer.engine.running_count:
+                await asyncio.sleep(0.01)
+
+    def held() -> tuple[int, int, int]:
+        return len(asyncio.all_tasks()), threading.active_count(), len([*Path("/proc/self/fd").iterdir()])
+
+    await use()
+    before = held()
+    await use()
+    assert held() == before
 
 
 async def total(running: Any, code: str) -> float:
