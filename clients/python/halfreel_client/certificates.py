@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 CA_DAYS = 3650
+_DNS_LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+# A star in front stands for any one name.
+_DNS_NAME = re.compile(rf"(\*\.)?{_DNS_LABEL}(\.{_DNS_LABEL}){{0,10}}")
 # Two machines' clocks differ.
 _SKEW = timedelta(minutes=5)
 
@@ -145,10 +149,7 @@ def _general_name(host: str) -> x509.GeneralName:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
         pass
-    labels = host.removeprefix("*.").split(".")
-    if not all(
-        label and len(label) <= 63 and label.replace("-", "a").isalnum() and label.isascii() for label in labels
-    ):
+    if not _DNS_NAME.fullmatch(host):
         raise CertificatesError(f"--host {host!r} is no host name and no IP address")
     return x509.DNSName(host)
 
