@@ -31,16 +31,18 @@ LLM, VIDEO = "halfreel.llm.v1.LlmService", "halfreel.video.v1.VideoService"
 CHUNK_BYTES = 4096
 
 
-def make_clip(path: Path, request: Any, *, crf: str = "18") -> bytes:
+def make_clip(path: Path, request: Any, *, crf: str = "18", noisy: bool = False) -> bytes:
     """A clip whose pictures follow from the seed."""
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
         options = {"crf": crf, "preset": "ultrafast", "threads": "1"}
         stream = container.add_stream("libx264", rate=request.fps, options=options)
         stream.width, stream.height, stream.pix_fmt = request.width_px, request.height_px, "yuv420p"
         shape = (request.height_px, request.width_px, 3)
-        base = np.random.default_rng(request.seed).integers(0, 255, shape, dtype=np.uint8)
+        random = np.random.default_rng(request.seed)
+        base = random.integers(0, 255, shape, dtype=np.uint8)
         for index in range(request.frame_count):
-            frame = av.VideoFrame.from_ndarray(np.roll(base, 2 * index, axis=1), format="rgb24")
+            picture = random.integers(0, 255, shape, dtype=np.uint8) if noisy else np.roll(base, 2 * index, axis=1)
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path.read_bytes()
@@ -165,6 +167,7 @@ class VideoDouble(video_pb2_grpc.VideoServiceServicer):
         self.behaviours = Behaviours()
         self.step_s = 0.0
         self.crf = "18"
+        self.noisy = False
         self._folder = folder
         self._lock = threading.Lock()
         self._made = 0
@@ -217,7 +220,7 @@ class VideoDouble(video_pb2_grpc.VideoServiceServicer):
                 self.behaviours.hold(context)
             if behaviour == "die" and index == 1:
                 context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
-        data = make_clip(path, request, crf=self.crf)
+        data = make_clip(path, request, crf=self.crf, noisy=self.noisy)
         if behaviour == "junk":
             data = b"\0" * 5000
         digest = hashlib.sha256(data).hexdigest()

@@ -32,7 +32,7 @@ def well_behaved(llm: Serving, video: Serving) -> Iterator[None]:
             serving.up()
         serving.double.behaviours.reset()
     llm.double.context_token_count = 8192
-    video.double.step_s, video.double.crf, video.double.most_running = 0.0, "18", 0
+    video.double.step_s, video.double.crf, video.double.noisy, video.double.most_running = 0.0, "18", False, 0
     yield
     for serving in (llm, video):
         serving.double.behaviours.let_go.set()

@@ -7,6 +7,8 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import grpc
 import pytest
@@ -19,42 +21,51 @@ FILM = {"scene_count": 3, "seed": 31}
 RESUMED_WITHIN_S = 5.0
 
 
+@pytest.fixture(scope="module")
+def killable(tmp_path_factory: pytest.TempPathFactory, llm: Serving, video: Serving) -> Iterator[Gateway]:
+    """A gateway that tests may kill, as long as they start it again."""
+    gateway = Gateway(tmp_path_factory.mktemp("killable"), [llm.address], [video.address])
+    gateway.start()
+    yield gateway
+    gateway.stop()
+
+
 @pytest.mark.parametrize("part", ["script", "scene"])
-def test_killed_at_work(own_gateway: Gateway, llm: Serving, video: Serving, part: str) -> None:
-    own_gateway.start()
-    undisturbed = own_gateway.ended(own_gateway.create("killed", **FILM).film_id)
+def test_killed_at_work(killable: Gateway, llm: Serving, video: Serving, part: str) -> None:
+    undisturbed = killable.ended(killable.create("killed", **FILM).film_id)
     double = (llm if part == "script" else video).double
     double.behaviours.reset()
     double.behaviours.script(*(["hold"] if part == "script" else ["ok", "hold"]))
-    film = own_gateway.create("killed", **FILM)
+    film = killable.create("killed", **FILM)
     assert double.behaviours.held.wait(10)
-    own_gateway.kill()
-    own_gateway.start()
-    resumed = own_gateway.until(film.film_id, lambda film: len(double.behaviours.requests) >= (2 if part == "script" else 3))
-    assert time.monotonic() - own_gateway.serving_s < RESUMED_WITHIN_S
-    assert resumed.film_id == film.film_id
-    ended = own_gateway.ended(film.film_id)
+    if part == "scene":
+        killable.until(film.film_id, lambda film: film.scenes[1].state == pb.Scene.STATE_RENDERING)
+    asked = len(double.behaviours.requests)
+    killable.kill()
+    killable.start()
+    killable.until(film.film_id, lambda film: len(double.behaviours.requests) > asked)
+    assert time.monotonic() - killable.serving_s < RESUMED_WITHIN_S
+    ended = killable.ended(film.film_id)
     assert ended.video.sha256 == undisturbed.video.sha256
     assert [scene.attempt_count for scene in ended.scenes] == ([1, 1, 1] if part == "script" else [1, 2, 1])
-    numbers = [event.sequence_number for event in own_gateway.watch(film.film_id, 0)][1:]
+    numbers = [event.sequence_number for event in killable.watch(film.film_id, 0)][1:]
     assert numbers == list(range(1, len(numbers) + 1))
 
 
-def test_killed_again_and_again(own_gateway: Gateway, video: Serving) -> None:
-    own_gateway.start()
-    undisturbed = own_gateway.ended(own_gateway.create("killed often", **FILM).film_id)
+def test_killed_again_and_again(killable: Gateway, video: Serving) -> None:
+    undisturbed = killable.ended(killable.create("killed often", **FILM).film_id)
     video.double.step_s = 0.05
-    film = own_gateway.create("killed often", **FILM)
+    film = killable.create("killed often", **FILM)
     kills = 0
     for pause_s in (0.0, 0.1, 0.3, 0.5, 0.7, 0.9):
         time.sleep(pause_s)
-        own_gateway.kill()
+        killable.kill()
         kills += 1
-        own_gateway.start()
-    ended = own_gateway.ended(film.film_id)
+        killable.start()
+    ended = killable.ended(film.film_id)
     assert ended.video.sha256 == undisturbed.video.sha256
     assert sum(scene.attempt_count for scene in ended.scenes) <= 3 + kills
-    assert not list((own_gateway.data_dir / "clips").glob(".*"))
+    assert not list((killable.data_dir / "clips").glob(".*"))
 
 
 def test_a_film_that_was_stored_but_never_started(own_gateway: Gateway) -> None:
@@ -63,8 +74,8 @@ def test_a_film_that_was_stored_but_never_started(own_gateway: Gateway) -> None:
     own_gateway.kill()
     # As if the process had died between storing the film and starting its workflow.
     with sqlite3.connect(own_gateway.data_dir / "gateway.sqlite") as database:
-        database.execute("DELETE FROM workflow_status")
-        database.execute("DELETE FROM scenes")
+        for table in ("operation_outputs", "workflow_status", "scenes"):
+            database.execute(f"DELETE FROM {table}")
         row = pb.Film(film_id=film.film_id, request_id="stored", idea="stored", settings=film.settings)
         row.state = pb.Film.STATE_QUEUED
         database.execute("UPDATE films SET state = ?, film = ?", (row.state, row.SerializeToString()))
@@ -73,18 +84,18 @@ def test_a_film_that_was_stored_but_never_started(own_gateway: Gateway) -> None:
     assert own_gateway.ended(film.film_id).video.sha256 == film.video.sha256
 
 
-def test_a_stop_leaves_the_film_for_the_next_start(own_gateway: Gateway, video: Serving) -> None:
-    own_gateway.start()
+def test_a_stop_leaves_the_film_for_the_next_start(killable: Gateway, video: Serving) -> None:
     video.double.behaviours.script("hold")
-    film = own_gateway.create("stopped", **FILM)
+    film = killable.create("stopped", **FILM)
     assert video.double.behaviours.held.wait(10)
-    watching = own_gateway.watch(film.film_id)
+    watching = killable.watch(film.film_id)
     next(watching)
-    assert own_gateway.stop() == 0
+    killable.process.terminate()
     error = refused(lambda: watching)
     assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
-    own_gateway.start()
-    own_gateway.ended(film.film_id)
+    assert killable.stop() == 0
+    killable.start()
+    killable.ended(film.film_id)
 
 
 def test_as_many_films_as_may(own_gateway: Gateway, llm: Serving) -> None:
@@ -101,7 +112,7 @@ def test_as_many_films_as_may(own_gateway: Gateway, llm: Serving) -> None:
     own_gateway.ended(own_gateway.create("now there is room", scene_count=1).film_id)
 
 
-def test_films_take_turns_on_two_video_servers(own_gateway: Gateway, video: Serving, tmp_path: object) -> None:
+def test_films_take_turns_on_two_video_servers(own_gateway: Gateway, video: Serving) -> None:
     (own_gateway.folder / "clips2").mkdir()
     second = Serving(VIDEO, VideoDouble(own_gateway.folder / "clips2"))
     try:
@@ -125,34 +136,33 @@ def test_films_take_turns_on_two_video_servers(own_gateway: Gateway, video: Serv
         second.down()
 
 
-def test_clips_that_disagree_are_encoded_again(own_gateway: Gateway, video: Serving) -> None:
-    own_gateway.start()
+def test_clips_that_disagree_are_encoded_again(killable: Gateway, video: Serving) -> None:
     video.double.behaviours.script("ok", "hold")
-    film = own_gateway.create("changed in between", scene_count=2, seed=2)
+    film = killable.create("changed in between", scene_count=2, seed=2)
     assert video.double.behaviours.held.wait(10)
     video.double.crf = "40"  # another header in the stream
     video.double.behaviours.let_go.set()
-    ended = own_gateway.ended(film.film_id)
+    ended = killable.ended(film.film_id)
     assert ended.video.frame_count == 14
-    assert len(own_gateway.read(film.film_id)) == ended.video.size_bytes
+    assert len(killable.read(film.film_id)) == ended.video.size_bytes
 
 
-def test_a_clip_that_is_damaged_before_the_join_is_rendered_again(own_gateway: Gateway, video: Serving) -> None:
-    own_gateway.start()
+def test_a_clip_that_is_damaged_before_the_join_is_rendered_again(killable: Gateway, video: Serving) -> None:
     video.double.behaviours.script("ok", "hold")
-    film = own_gateway.create("bit rot", scene_count=2, seed=3)
+    film = killable.create("bit rot", scene_count=2, seed=1234)
     assert video.double.behaviours.held.wait(10)
-    (clip,) = (own_gateway.data_dir / "clips").glob("[0-9a-f]*.mp4")
+    clip = killable.data_dir / "clips" / f"{killable.get(film.film_id).scenes[0].clip.sha256}.mp4"
     clip.write_bytes(clip.read_bytes()[:-9])
     video.double.behaviours.let_go.set()
-    ended = own_gateway.ended(film.film_id)
+    ended = killable.ended(film.film_id)
     assert [scene.attempt_count for scene in ended.scenes] == [2, 1]
-    states = [e.state_changed.state for e in own_gateway.watch(film.film_id, 0) if e.HasField("state_changed")]
+    states = [e.state_changed.state for e in killable.watch(film.film_id, 0) if e.HasField("state_changed")]
     assert states == sorted(states)
 
 
-def test_a_disk_that_is_full_in_the_midst_of_a_clip(own_gateway: Gateway) -> None:
+def test_a_disk_that_is_full_in_the_midst_of_a_clip(own_gateway: Gateway, video: Serving) -> None:
     own_gateway.start(max_file_bytes=6 << 20)
+    video.double.noisy = True
     large = {"width_px": 512, "height_px": 512, "fps": 30, "scene_seconds": 2}
     film = own_gateway.create("too large", scene_count=1, **large)
     ended = own_gateway.ended(film.film_id, pb.Film.STATE_FAILED)
@@ -160,6 +170,7 @@ def test_a_disk_that_is_full_in_the_midst_of_a_clip(own_gateway: Gateway) -> Non
     assert "free some space" in ended.error.message
     assert int(ended.error.metadata["free_bytes"]) > 0
     assert not list((own_gateway.data_dir / "clips").iterdir())
+    video.double.noisy = False
     own_gateway.ended(own_gateway.create("small", scene_count=1).film_id)
 
 
@@ -207,18 +218,14 @@ def test_a_second_gateway_of_the_same_name_is_refused(own_gateway: Gateway) -> N
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("HALFREEL_GATEWAY_LLM_ADDRESSES", "localhost:1,127.0.0.1:2", "all IPv4 or all IPv6"),
-        ("HALFREEL_GATEWAY_VIDEO_ADDRESSES", "127.0.0.1", "host:port"),
-        ("HALFREEL_GATEWAY_DATABASE_URL", "mysql://x", "postgresql"),
-        ("HALFREEL_GATEWAY_DATABASE_URL", "postgresql://nobody@127.0.0.1:1/none", "can't be opened"),
-        ("HALFREEL_GATEWAY_SCENE_CONCURENCY", "2", "scene_concurrency"),
+        ("HALFREEL_GATEWAY_DATABASE_URL", "postgresql://nobody@127.0.0.1:1/none", "the database can't be opened"),
         ("DBOS__CLOUD", "true", "DBOS__CLOUD"),
     ],
 )
-def test_settings_that_are_wrong_are_told_in_one_line(tmp_path: object, name: str, value: str, said: str) -> None:
+def test_what_keeps_it_from_starting_is_told_in_one_line(tmp_path: Path, name: str, value: str, said: str) -> None:
     environment = os.environ | {"HALFREEL_GATEWAY_DATA_DIR": str(tmp_path), "HALFREEL_GATEWAY_PORT": "0", name: value}
     command = [sys.executable, "-m", "halfreel_gateway"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30)
     assert done.returncode == 2
-    assert said.lower() in done.stderr.lower()
+    assert said in done.stderr
     assert "Traceback" not in done.stderr

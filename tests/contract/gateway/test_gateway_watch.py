@@ -128,7 +128,9 @@ def test_three_hundred_watchers_of_one_film(gateway: Gateway, llm: Serving) -> N
     llm.double.behaviours.script("hold")
     film = gateway.create("popular", scene_count=2)
     began, ended, lock = threading.Barrier(301, timeout=60), [], threading.Lock()
-    channels = [grpc.insecure_channel(f"127.0.0.1:{gateway.ports['port']}", options=[("grpc.channel_id", i)]) for i in range(4)]
+    channels = [
+        grpc.insecure_channel(f"127.0.0.1:{gateway.ports['port']}", options=[("grpc.channel_id", i)]) for i in range(4)
+    ]
 
     def follow(number: int) -> list[int]:
         method = channels[number % 4].unary_stream(
