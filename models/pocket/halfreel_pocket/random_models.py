@@ -10,12 +10,10 @@ from pathlib import Path
 import torch
 
 from halfreel_pocket import glm, keyframe, svd
+from halfreel_pocket.scripts import caption_words
 from halfreel_pocket.vae import build_temporal, to_image_vae
 
-_WORDS = (
-    "a red green blue yellow orange purple pink cyan circle square triangle star cross ring small medium large "
-    "over in the on sky sea grass sand night snow moving left right up down toward us still"
-).split()
+_WORDS = sorted(caption_words())
 
 
 def save_random(name: str, path: Path, seed: int) -> None:

@@ -1,0 +1,89 @@
+"""Train the VAE that both picture models share, on single pictures of the world.
+
+    python models/pocket/train/vae.py --out build/vae
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from diffusers import AutoencoderKLTemporalDecoder
+from diffusers.models.resnet import SpatioTemporalResBlock
+from loop import Options, Trainer, autocast, options, parser
+from torch import Tensor
+from torch.nn import functional as F
+
+from halfreel_pocket import detector, world
+from halfreel_pocket.vae import build_temporal
+
+# A learnt variance, which starts near 1, drowns the decoder in noise for hundreds of steps; a fixed one does not.
+LATENT_NOISE = 0.08
+LATENT_COST = 1e-3
+SHAPE_WEIGHT, SHAPE_BORDER_PX = 5.0, 2
+MIDWAY_RATIO = 0.7
+
+
+def main() -> None:
+    """Train, report on held-out looks, save in FP32."""
+    chosen = options(parser(__doc__ or "", steps=12_000, batch=64, rate=1.5e-3).parse_args())
+    torch.manual_seed(chosen.seed)
+    vae = build_temporal().to(chosen.device)
+    with frames_alone(vae):
+        trainer = Trainer(vae, chosen, average=0.99)
+        for generator in trainer:
+            scenes = world.sample(chosen.batch, generator, midway_ratio=MIDWAY_RATIO)
+            trainer.update(cost(vae, *world.draw(scenes), generator))
+        trainer.use_average()
+        vae.eval()
+        latents = report(vae, chosen)
+    vae.register_to_config(scaling_factor=float(1 / latents.std()))
+    vae.save_pretrained(chosen.out)
+    print(f"{trainer.step} steps, {trainer.seconds:.0f} s, scaling factor {vae.config.scaling_factor:.4f}")
+
+
+def cost(vae: AutoencoderKLTemporalDecoder, pictures: Tensor, shapes: Tensor, generator: torch.Generator) -> Tensor:
+    """Error of the pictures after encoding and decoding, more on and around the shape, and the size of the latents."""
+    with autocast(pictures.device):
+        mean = vae.encode(pictures).latent_dist.mean.float()
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+        decoded = vae.decode(mean + LATENT_NOISE * noise, num_frames=1).sample.float()
+    error = decoded - pictures
+    weight = 1 + (SHAPE_WEIGHT - 1) * F.max_pool2d(shapes, 2 * SHAPE_BORDER_PX + 1, 1, SHAPE_BORDER_PX)
+    likeness = ((error.abs() + 0.5 * error.square()) * weight).sum() / weight.sum() / 3
+    return likeness + LATENT_COST * mean.square().mean()
+
+
+@contextmanager
+def frames_alone(vae: AutoencoderKLTemporalDecoder) -> Iterator[None]:
+    """Skip the temporal layers, which pass frames on unchanged and stay untrained, to save their time."""
+    blocks = [module for module in vae.modules() if isinstance(module, SpatioTemporalResBlock)]
+    for block in blocks:
+        spatial = block.spatial_res_block
+        block.forward = lambda hidden, temb=None, image_only_indicator=None, spatial=spatial: spatial(hidden, temb)
+    vae.decoder.time_conv_out.forward = lambda hidden: hidden
+    try:
+        yield
+    finally:
+        for module in (*blocks, vae.decoder.time_conv_out):
+            del module.forward
+
+
+@torch.no_grad()
+def report(vae: AutoencoderKLTemporalDecoder, chosen: Options) -> Tensor:
+    """Print how well held-out looks survive; returns their latents."""
+    generator = torch.Generator(chosen.device).manual_seed(-1 & 0xFFFFFFFF)
+    scenes = world.sample(192, generator, held_out=True, midway_ratio=MIDWAY_RATIO)
+    pictures, _ = world.draw(scenes)
+    latents = vae.encode(pictures).latent_dist.mode()
+    decoded = vae.decode(latents, num_frames=1).sample
+    found = detector.find(decoded)
+    print(
+        f"held out: L1 {(decoded - pictures).abs().mean():.4f}, latents std {latents.std():.3f},"
+        f" colour {(found.colour == scenes.colour).float().mean():.3f},"
+        f" shape {(found.shape == scenes.shape).float().mean():.3f}, likeness {found.likeness.mean():.3f}"
+    )
+    return latents
+
+
+if __name__ == "__main__":
+    main()
