@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from halfreel_client.command.doctor import doctor_command
 from halfreel_client.command.exits import EXIT_CODES_TEXT, telling_errors
 from halfreel_client.command.films import cancel_command, delete_command, films_command, watch_command
 from halfreel_client.command.make import make_command
@@ -60,6 +61,7 @@ for _name, _command in (
     ("cancel", cancel_command),
     ("delete", delete_command),
     ("status", status_command),
+    ("doctor", doctor_command),
 ):
     app.command(_name, epilog=EXIT_CODES_TEXT)(_command)
 app.command("pull", epilog=f"{MODELS_TEXT}\n\n{EXIT_CODES_TEXT}")(pull_command)
