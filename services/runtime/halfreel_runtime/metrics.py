@@ -81,7 +81,7 @@ class ServerMetrics:
 
 class _Build(Collector):
     def __init__(self, service: str) -> None:
-        self._value = {"service": service, "version": importlib.metadata.version("halfreel-runtime")}
+        self._value = {"service": service, "version": _version()}
 
     def collect(self) -> Iterator[Metric]:
         yield InfoMetricFamily("halfreel_build", "The version that runs.", value=self._value)
@@ -164,6 +164,13 @@ class _MemoryCollector(Collector):
         for each in device.phase_peaks:
             phases.add_metric((*labels.values(), each.phase), each.peak.reserved_bytes)
         yield phases
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("halfreel-runtime")
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout that nobody installed
+        return "source"
 
 
 def _gauge(name: str, text: str, labels: dict[str, str], value: float) -> Metric:
