@@ -131,7 +131,8 @@ async def test_probes_tell_live_and_ready() -> None:
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         call = channel.unary_stream("/halfreel.llm.v1.LlmService/Generate")(order("die").SerializeToString())
         with contextlib.suppress(grpc.aio.AioRpcError):
-            await call.read()
+            while await call.read() is not grpc.aio.EOF:
+                pass
     await ready(503)
     assert await probe("/livez") == 503
     await server.stop(0)
