@@ -11,85 +11,93 @@
 `AsyncClient` has the same methods for asyncio; `LlmClient` and `VideoClient` call a model server directly.
 """
 
-from halfreel_client.aio_client import AsyncClient
-from halfreel_client.aio_model_clients import AsyncLlmClient, AsyncVideoClient
-from halfreel_client.client import Client
-from halfreel_client.clip import (
-    ClipCompleted,
-    ClipEvent,
-    ClipRequest,
-    Preview,
-    Stage,
-    StageDuration,
-    StageStarted,
-    Step,
-    VideoChunk,
-    VideoModel,
-)
-from halfreel_client.errors import (
-    AlreadyExists,
-    Cancelled,
-    DataLoss,
-    DeadlineExceeded,
-    FailedPrecondition,
-    HalfreelError,
-    Internal,
-    InvalidArgument,
-    NotFound,
-    ResourceExhausted,
-    Unavailable,
-    Unreachable,
-    Violation,
-)
-from halfreel_client.film import (
-    Artifact,
-    Film,
-    FilmError,
-    FilmPage,
-    FilmSettings,
-    FilmState,
-    Motion,
-    Scene,
-    SceneState,
-    StageFigure,
-)
-from halfreel_client.film_events import (
-    Failed,
-    FilmEvent,
-    Happening,
-    Rejoining,
-    SceneChanged,
-    ScenePreview,
-    SceneStage,
-    SceneStep,
-    ScriptDelta,
-    Snapshot,
-    StateChanged,
-    VideoReady,
-    Waiting,
-)
-from halfreel_client.memory import (
-    DeviceKind,
-    DeviceMemory,
-    HostMemory,
-    MemoryPeak,
-    MemoryReport,
-    PhasePeak,
-    ServerKind,
-    ServerMemory,
-)
-from halfreel_client.model_clients import LlmClient, VideoClient
-from halfreel_client.text import (
-    FinishReason,
-    LlmModel,
-    Message,
-    Queued,
-    Role,
-    TextCompleted,
-    TextDelta,
-    TextEvent,
-    TextRequest,
-)
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from halfreel_client.aio_client import AsyncClient
+    from halfreel_client.aio_model_clients import AsyncLlmClient, AsyncVideoClient
+    from halfreel_client.client import Client
+    from halfreel_client.clip import (
+        ClipCompleted,
+        ClipEvent,
+        ClipRequest,
+        Preview,
+        Stage,
+        StageDuration,
+        StageStarted,
+        Step,
+        VideoChunk,
+        VideoModel,
+    )
+    from halfreel_client.errors import (
+        AlreadyExists,
+        Cancelled,
+        DataLoss,
+        DeadlineExceeded,
+        FailedPrecondition,
+        HalfreelError,
+        Internal,
+        InvalidArgument,
+        NotFound,
+        PermissionDenied,
+        ResourceExhausted,
+        Unauthenticated,
+        Unavailable,
+        Unreachable,
+        Violation,
+    )
+    from halfreel_client.film import (
+        Artifact,
+        Film,
+        FilmError,
+        FilmPage,
+        FilmSettings,
+        FilmState,
+        Motion,
+        Scene,
+        SceneState,
+        StageFigure,
+    )
+    from halfreel_client.film_events import (
+        Failed,
+        FilmEvent,
+        Happening,
+        Rejoining,
+        SceneChanged,
+        ScenePreview,
+        SceneStage,
+        SceneStep,
+        ScriptDelta,
+        Snapshot,
+        StateChanged,
+        VideoReady,
+        Waiting,
+    )
+    from halfreel_client.memory import (
+        DeviceKind,
+        DeviceMemory,
+        HostMemory,
+        MemoryPeak,
+        MemoryReport,
+        PhasePeak,
+        ServerKind,
+        ServerMemory,
+    )
+    from halfreel_client.model_clients import LlmClient, VideoClient
+    from halfreel_client.text import (
+        FinishReason,
+        LlmModel,
+        Message,
+        Queued,
+        Role,
+        TextCompleted,
+        TextDelta,
+        TextEvent,
+        TextRequest,
+    )
 
 __all__ = [
     "AlreadyExists",
@@ -127,6 +135,7 @@ __all__ = [
     "Message",
     "Motion",
     "NotFound",
+    "PermissionDenied",
     "PhasePeak",
     "Preview",
     "Queued",
@@ -153,6 +162,7 @@ __all__ = [
     "TextDelta",
     "TextEvent",
     "TextRequest",
+    "Unauthenticated",
     "Unavailable",
     "Unreachable",
     "VideoChunk",
@@ -162,3 +172,32 @@ __all__ = [
     "Violation",
     "Waiting",
 ]
+
+_HOMES = (
+    "aio_client",
+    "aio_model_clients",
+    "client",
+    "clip",
+    "errors",
+    "film",
+    "film_events",
+    "memory",
+    "model_clients",
+    "text",
+)
+
+
+def __getattr__(name: str) -> object:
+    """Imports at the first use: gRPC takes half a second, and the command answers Ctrl-C before that."""
+    if name in __all__:
+        for home in _HOMES:
+            module = importlib.import_module(f"halfreel_client.{home}")
+            if hasattr(module, name):
+                globals()[name] = value = getattr(module, name)
+                return value
+    raise AttributeError(f"module 'halfreel_client' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The names that are offered."""
+    return __all__

@@ -77,6 +77,18 @@ class InvalidArgument(HalfreelError):
     code = grpc.StatusCode.INVALID_ARGUMENT
 
 
+class Unauthenticated(HalfreelError):
+    """The server does not know who calls."""
+
+    code = grpc.StatusCode.UNAUTHENTICATED
+
+
+class PermissionDenied(HalfreelError):
+    """The caller may not do this."""
+
+    code = grpc.StatusCode.PERMISSION_DENIED
+
+
 class NotFound(HalfreelError):
     """There is no such thing."""
 
@@ -139,6 +151,8 @@ _BY_CODE: dict[grpc.StatusCode, type[HalfreelError]] = {
     kind.code: kind
     for kind in (
         InvalidArgument,
+        Unauthenticated,
+        PermissionDenied,
         NotFound,
         AlreadyExists,
         FailedPrecondition,

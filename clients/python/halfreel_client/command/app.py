@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -21,6 +22,7 @@ class _Commands(TyperGroup):
     """Ends every command's errors alike."""
 
     def invoke(self, ctx: Any) -> Any:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         with telling_errors(ctx):
             return super().invoke(ctx)
 
