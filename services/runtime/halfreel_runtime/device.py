@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from halfreel_runtime.errors import FailedPrecondition, InvalidArgument
@@ -23,6 +23,8 @@ class Device:
         gpu_uuid: "GPU-..." as the driver names it, or "cpu".
         name: the device's own name, or the processor's architecture.
         torch_name: what torch.device takes: "cuda:0" or "cpu".
+        used_at_start_bytes: what all processes had taken of the GPU before this one touched it; 0 where the driver
+            can't be asked.
     """
 
     kind: Literal["cpu", "cuda"]
@@ -30,6 +32,7 @@ class Device:
     gpu_uuid: str
     name: str
     torch_name: str
+    used_at_start_bytes: int = field(default=0, compare=False)
 
 
 CPU = Device("cpu", 0, "cpu", platform.machine(), "cpu")

@@ -10,28 +10,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
-import enum
 import logging
 import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
-from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from halfreel_runtime.cancel import CancelToken, deadline_var
-from halfreel_runtime.errors import (
-    Draining,
-    EngineDead,
-    FatalError,
-    HalfreelError,
-    ModelLoading,
-    QueueFull,
-)
+from halfreel_runtime.errors import Draining, EngineDead, FatalError, HalfreelError, ModelLoading, QueueFull
 from halfreel_runtime.events import EventBuffer
 from halfreel_runtime.failures import engine_error, release_frames
+from halfreel_runtime.job import EngineState, Job, Queued
 from halfreel_runtime.watchdog import Watchdog
+
+__all__ = ["Engine", "EngineState", "Queued"]
 
 E = TypeVar("E")
 _logger = logging.getLogger(__name__)
@@ -41,31 +34,6 @@ _MEAN_WEIGHT = 0.2
 _MIN_RETRY_S, _MAX_RETRY_S = 0.5, 300.0
 # A client that is told of a loading model or a dead engine comes back after this.
 _LOADING_RETRY_S = 2.0
-
-
-class EngineState(enum.Enum):
-    """Where an engine is in its life; only LOADING and SERVING have a next state that serves."""
-
-    LOADING = "loading"
-    SERVING = "serving"
-    DRAINING = "draining"
-    DEAD = "dead"
-
-
-@dataclass(frozen=True)
-class Queued:
-    """The first event of every run: how many requests wait before this one."""
-
-    waiting_request_count: int
-
-
-@dataclass(eq=False)
-class _Job(Generic[E]):
-    steps: Callable[[CancelToken], Iterator[E]]
-    token: CancelToken
-    events: EventBuffer[E]
-    context: contextvars.Context = field(default_factory=contextvars.copy_context)
-    queued_at: float = field(default_factory=time.monotonic)
 
 
 class Engine(Generic[E]):
@@ -86,8 +54,8 @@ class Engine(Generic[E]):
         self._max_waiting_count = max_waiting_count
         self._max_event_count = max_event_count
         self._condition = threading.Condition()
-        self._waiting: deque[_Job[E]] = deque()
-        self._running: _Job[E] | None = None
+        self._waiting: deque[Job[E]] = deque()
+        self._running: Job[E] | None = None
         self._state = EngineState.LOADING
         self._closed = False
         self._mean_job_s = 0.0
@@ -220,7 +188,7 @@ class Engine(Generic[E]):
             SlowReader: its events were not read.
             HalfreelError: what the job raised.
         """
-        job = _Job(steps, CancelToken(deadline_var.get()), EventBuffer[E](self._max_event_count, merge))
+        job = Job(steps, CancelToken(deadline_var.get()), EventBuffer[E](self._max_event_count, merge))
         position = self._submit(job)
         try:
             yield Queued(position)
@@ -233,7 +201,7 @@ class Engine(Generic[E]):
                     self._waiting.remove(job)
                     self._changed()
 
-    def _submit(self, job: _Job[E]) -> int:
+    def _submit(self, job: Job[E]) -> int:
         with self._condition:
             self.require_serving()
             position = len(self._waiting)
@@ -309,7 +277,7 @@ class Engine(Generic[E]):
             job.events.end(error)
         return True
 
-    def _drive(self, job: _Job[E]) -> None:
+    def _drive(self, job: Job[E]) -> None:
         """Runs a job to its end, or until nobody waits for it."""
         job.token.raise_if_cancelled()
         iterator = job.steps(job.token)

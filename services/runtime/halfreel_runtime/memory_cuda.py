@@ -6,32 +6,27 @@ It reads counters only, and never waits for the GPU. It does not know what the m
 from __future__ import annotations
 
 import gc
-import logging
-import os
-from typing import Any
 
-import pynvml
 import torch
 
 from halfreel.gpu.v1 import gpu_pb2
+from halfreel_runtime import nvml
 from halfreel_runtime.device import Device
 from halfreel_runtime.memory_source import Bytes
-
-_logger = logging.getLogger(__name__)
 
 
 class CudaMemorySource:
     """Allocator and driver figures of one GPU.
 
     Args:
-        device: the GPU. Make the source before the process first uses it: what is taken after that is this process's.
+        device: the GPU, found before the process first used it.
     """
 
     def __init__(self, device: Device) -> None:
         self._index = device.index
         self._total = int(torch.cuda.get_device_properties(device.index).total_memory)
-        self._handle = _nvml_handle(device.gpu_uuid)
-        self._used_at_start = self._device_used()
+        self._gpu = nvml.Gpu(device.gpu_uuid)
+        self._used_at_start = device.used_at_start_bytes
         self._context = 0
 
     def live(self) -> Bytes:
@@ -57,18 +52,17 @@ class CudaMemorySource:
         it is what the device has in use beyond what it had at the start. The largest ever seen is kept, since kernels
         are loaded as they are first used.
         """
-        if self._handle is None:
-            return
-        used = self._process_used()
-        if used is None:
-            used = self._device_used() - self._used_at_start
-        self._context = max(self._context, used - self.live().reserved)
+        used = self._gpu.process_used_bytes()
+        if used is None and (memory := self._gpu.memory()) is not None:
+            used = memory.used - self._used_at_start
+        if used is not None:
+            self._context = max(self._context, used - self.live().reserved)
 
     def fill(self, device: gpu_pb2.DeviceMemory) -> None:
         """The driver's figures; used and free are 0 where the driver can't be asked."""
         device.device_total_bytes = self._total
         device.context_bytes = self._context
-        if (memory := self._device_memory()) is not None:
+        if (memory := self._gpu.memory()) is not None:
             device.device_total_bytes = memory.total
             device.device_used_bytes = memory.used
             device.device_free_bytes = memory.free
@@ -85,32 +79,3 @@ class CudaMemorySource:
         if not stats:  # CUDA is not in use yet
             return Bytes()
         return Bytes(stats["allocated_bytes"]["all"][which], stats["reserved_bytes"]["all"][which])
-
-    def _device_used(self) -> int:
-        memory = self._device_memory()
-        return 0 if memory is None else int(memory.used)
-
-    def _device_memory(self) -> Any:
-        if self._handle is None:
-            return None
-        try:
-            return pynvml.nvmlDeviceGetMemoryInfo(self._handle)
-        except pynvml.NVMLError:  # the driver was reloaded, or the GPU fell off its bus: a report goes without it
-            return None
-
-    def _process_used(self) -> int | None:
-        try:
-            processes = pynvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
-        except pynvml.NVMLError:  # not supported on every GPU, nor allowed in every container
-            return None
-        return next((int(each.usedGpuMemory or 0) for each in processes if each.pid == os.getpid()), None)
-
-
-def _nvml_handle(gpu_uuid: str) -> Any:
-    """NVML's handle of a GPU by its UUID; None, and one line in the log, where NVML can't be used."""
-    try:
-        pynvml.nvmlInit()
-        return pynvml.nvmlDeviceGetHandleByUUID(gpu_uuid)
-    except pynvml.NVMLError as error:
-        _logger.warning("nvml_absent", extra={"reason": str(error), "gpu_uuid": gpu_uuid})
-        return None

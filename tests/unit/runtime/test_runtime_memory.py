@@ -209,8 +209,8 @@ def test_the_cpu_is_found() -> None:
 
 
 def test_nothing_of_the_runtime_imports_torch_without_a_gpu() -> None:
-    modules = "boundary cancel checks device engine errors events failures logs memory memory_cpu memory_service "
-    modules += "metrics metrics_http server server_settings settings startup watchdog"
+    modules = "boundary cancel checks device engine errors events failures job logs memory memory_cpu memory_service "
+    modules += "metrics metrics_http nvml server server_settings settings startup watchdog"
     code = "import sys\n" + "".join(f"import halfreel_runtime.{name}\n" for name in modules.split())
     code += "from halfreel_runtime.memory import MemoryMonitor\nfrom halfreel_runtime.device import find_device\n"
     code += "MemoryMonitor(find_device('cpu')).report()\nassert 'torch' not in sys.modules\n"

@@ -29,7 +29,6 @@ class Gpu:
         self.pid_listed = True
 
     def allocate(self, size: int) -> None:
-        self.context = self.context or GIB // 2
         self.allocated += size
         self.allocated_peak = max(self.allocated_peak, self.allocated)
         self.reserved = max(self.reserved, self.allocated)
@@ -60,11 +59,16 @@ class Gpu:
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
     gpu = Gpu()
     properties = SimpleNamespace(name="NVIDIA Test", total_memory=15 * GIB, uuid=UUID)
+
+    def properties_of(index: int) -> SimpleNamespace:
+        gpu.context = GIB // 2  # torch may make a context as soon as it is asked anything
+        return properties
+
     for name, value in {
         "is_available": lambda: True,
         "device_count": lambda: 1,
         "is_initialized": lambda: True,
-        "get_device_properties": lambda index: properties,
+        "get_device_properties": properties_of,
         "memory_stats_as_nested_dict": gpu.stats,
         "reset_peak_memory_stats": gpu.reset,
         "empty_cache": gpu.empty,
@@ -72,6 +76,9 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
         monkeypatch.setattr(torch.cuda, name, value)
     for name, value in {
         "nvmlInit": lambda: None,
+        "nvmlDeviceGetCount": lambda: 1,
+        "nvmlDeviceGetHandleByIndex": lambda index: f"GPU-{UUID}",
+        "nvmlDeviceGetUUID": lambda handle: handle,
         "nvmlDeviceGetHandleByUUID": lambda uuid: uuid,
         "nvmlDeviceGetMemoryInfo": gpu.memory_info,
         "nvmlDeviceGetComputeRunningProcesses": gpu.processes,
