@@ -38,11 +38,6 @@ class Gateway:
 
     def start(self, *, max_file_bytes: int = 0, **extra: object) -> None:
         """Starts the process; with `max_file_bytes` it finds its disk full in the midst of a larger file."""
-
-        def limit() -> None:
-            if max_file_bytes:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_bytes, max_file_bytes))
-
         ports = self.folder / "ports.json"
         ports.unlink(missing_ok=True)
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("HALFREEL_", "DBOS_"))}
@@ -50,7 +45,9 @@ class Gateway:
         environment |= {f"HALFREEL_GATEWAY_{name}".upper(): str(value) for name, value in settings.items()}
         with (self.folder / "gateway.log").open("ab") as log:
             command = [sys.executable, "-m", "halfreel_gateway"]
-            self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, preexec_fn=limit)
+            self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        if max_file_bytes:
+            resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE, (max_file_bytes, max_file_bytes))
         deadline = time.monotonic() + STARTED_WITHIN_S
         while not ports.exists():
             assert self.process.poll() is None, self.log()[-3000:]

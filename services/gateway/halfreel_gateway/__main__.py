@@ -30,7 +30,7 @@ from halfreel_gateway.reception import Reception
 from halfreel_gateway.renderer import SceneRenderer
 from halfreel_gateway.running import RunningSteps
 from halfreel_gateway.service import GatewayService
-from halfreel_gateway.settings import GatewaySettings
+from halfreel_gateway.settings import LLM_SERVICE, SERVICE, VIDEO_SERVICE, GatewaySettings
 from halfreel_gateway.store import FilmStore
 from halfreel_gateway.writer import ScriptWriter
 from halfreel_runtime.logs import configure_logs
@@ -38,16 +38,14 @@ from halfreel_runtime.metrics import ServerMetrics
 from halfreel_runtime.server import Server
 from halfreel_runtime.settings import load_settings
 
-LLM_SERVICE = "halfreel.llm.v1.LlmService"
-VIDEO_SERVICE = "halfreel.video.v1.VideoService"
 GATEWAY_SERVICE = "halfreel.gateway.v1.GatewayService"
 EXIT_USAGE = 2
 
 
 def main() -> None:
     """Runs the gateway until it is told to stop."""
-    settings = load_settings(GatewaySettings, "gateway", sys.argv[1:])
-    configure_logs(settings.log_level, "gateway")
+    settings = load_settings(GatewaySettings, SERVICE, sys.argv[1:])
+    configure_logs(settings.log_level, SERVICE)
     try:
         code = _run(settings)
     except (OSError, ValueError, DbosEnvironmentError) as error:
@@ -76,7 +74,7 @@ def _run(settings: GatewaySettings) -> int:
     artifacts = Artifacts(data_dir, settings.executor_id)
     artifacts.sweep(store.uses_clip, store.uses_film)
 
-    metrics = ServerMetrics("gateway", None, None)
+    metrics = ServerMetrics(SERVICE, None, None)
     metrics.registry.register(FilmsCollector(store.counts))
     scene_metrics = SceneMetrics(metrics.registry)
 
@@ -92,7 +90,7 @@ def _run(settings: GatewaySettings) -> int:
 
     reception = Reception(store, artifacts, models, jobs.start, settings.min_free_disk_bytes)
     memory = ServersMemory(settings.llm_addresses, settings.video_addresses)
-    server = Server(settings, service="gateway", metrics=metrics)
+    server = Server(settings, service=SERVICE, metrics=metrics)
     servicer = GatewayService(reception, hub, memory)
     server.add(
         gateway_pb2_grpc.add_GatewayServiceServicer_to_server,

@@ -101,13 +101,15 @@ class ClipReceiver:
             raise CorruptClipError(
                 f"it is {facts.width_px}x{facts.height_px}, not {request.width_px}x{request.height_px}"
             )
+        if facts.rate != request.fps:
+            raise CorruptClipError(f"it has {float(facts.rate):g} frames a second; {request.fps} were asked for")
         return pb.Artifact(
             size_bytes=self._size_bytes,
             sha256=told.sha256,
             width_px=facts.width_px,
             height_px=facts.height_px,
             frame_count=facts.frame_count,
-            fps=round(facts.rate),
+            fps=request.fps,
             duration=films.duration(float(facts.duration_s)),
         )
 

@@ -5,6 +5,7 @@ It does not know where clips come from or where the film goes. The same clips, c
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -92,11 +93,11 @@ def _write(parts: Sequence[Part], facts: Sequence[VideoFacts], title: str, outpu
             video = film.add_stream(ENCODER, rate=first.rate, options=_ENCODER_OPTIONS)
             video.width, video.height, video.pix_fmt = first.width_px, first.height_px, "yuv420p"
             video.codec_context.time_base = 1 / first.rate
-            packets = _encoded(parts, video)
+            packets = _encoded(parts, facts, video)
         captions = film.add_stream("mov_text")
         captions.codec_context.subtitle_header = _CAPTION_HEADER
         captions.codec_context.time_base = captions.time_base = _CAPTION_TIME_BASE
-        cues = _cues(parts, [each.frame_count / first.rate for each in facts])
+        cues = _cues(parts, [count / first.rate for count in _frame_counts(facts)])
         _interleave(film, video, packets, captions, cues)
 
 
@@ -121,17 +122,25 @@ def _copied(parts: Sequence[Part], facts: Sequence[VideoFacts]) -> Iterator[Any]
         start_s += each.duration_s
 
 
-def _encoded(parts: Sequence[Part], video: Any) -> Iterator[Any]:
-    """The frames of all clips at the first clip's size and rate, encoded anew."""
+def _frame_counts(facts: Sequence[VideoFacts]) -> list[int]:
+    """Frames that each clip takes of the film, which runs at the first clip's rate."""
+    return [round(each.duration_s * facts[0].rate) for each in facts]
+
+
+def _encoded(parts: Sequence[Part], facts: Sequence[VideoFacts], video: Any) -> Iterator[Any]:
+    """The frames of all clips at the first clip's size and rate, encoded anew; each clip plays as long as before."""
     number = 0
-    for part in parts:
+    for part, each, count in zip(parts, facts, _frame_counts(facts), strict=True):
+        shown = Counter(int(index * each.rate / facts[0].rate) for index in range(count))
         with av.open(str(part.clip), format="mp4") as clip:
-            for frame in clip.decode(clip.streams.video[0]):
+            for index, frame in enumerate(clip.decode(clip.streams.video[0])):
                 scaled = frame.reformat(video.width, video.height, "yuv420p")
-                scaled.pts, scaled.time_base = number, video.codec_context.time_base
+                scaled.time_base = video.codec_context.time_base
                 scaled.pict_type = 0  # the encoder chooses
-                number += 1
-                yield from video.encode(scaled)
+                for _ in range(shown[index]):
+                    scaled.pts = number
+                    number += 1
+                    yield from video.encode(scaled)
     yield from video.encode(None)
 
 
@@ -170,7 +179,7 @@ def _mux(film: Any, stream: Any, packet: Any) -> None:
 def _checked(output: Path, facts: Sequence[VideoFacts]) -> VideoFacts:
     """What the written film is, when it is as big, as long and as fast as its clips."""
     film = read_facts(output)
-    want = sum(each.frame_count for each in facts)
+    want = sum(_frame_counts(facts))
     if (film.width_px, film.height_px) != (facts[0].width_px, facts[0].height_px):
         raise DamagedVideoError(f"the film is {film.width_px}x{film.height_px}, unlike its first clip")
     if film.frame_count != want:

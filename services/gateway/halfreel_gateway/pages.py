@@ -41,7 +41,8 @@ def decode(token: str) -> Position | None:
     parts = _BODY.fullmatch(body)
     if parts is None or check != _check(body):
         return None
-    return Position(int(parts[1]), parts[2].decode())
+    position = Position(int(parts[1]), parts[2].decode())
+    return position if encode(position) == token else None  # base64 has several spellings of the same bytes
 
 
 def _check(body: bytes) -> bytes:

@@ -14,13 +14,14 @@ It does not know what is asked of the server.
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import grpc
 
 from halfreel_gateway.announcer import Announcer
 from halfreel_gateway.failures import FilmFailedError
 from halfreel_gateway.running import StepRun
-from halfreel_runtime.errors import RemoteError, error_from_status
+from halfreel_runtime.errors import DETAILS_KEY, RemoteError, error_from_status
 
 MAX_TRY_COUNT = 3
 # A scene that ends its server every time must end too; a server that is restarted ten times while a film is made
@@ -88,9 +89,9 @@ class Patience:
             seconds = remote.retry_after_s or _BUSY_WAIT_S
             self._wait(f"all {self._server} servers are busy", seconds * (1 + _BUSY_JITTER * random.random()))
         elif self._may_pass(remote):
-            self.try_failed(self._failure(remote))
+            self.try_failed(self._failure(remote, error))
         else:
-            raise self._failure(remote)
+            raise self._failure(remote, error)
 
     def stalled(self) -> None:
         """The server sent nothing for too long: returns when it may be asked again.
@@ -136,8 +137,9 @@ class Patience:
             return remote.reason in _PASSING_EXHAUSTION
         return remote.code in _PASSING and remote.reason not in _SURE_AGAIN
 
-    def _failure(self, remote: RemoteError) -> FilmFailedError:
+    def _failure(self, remote: RemoteError, error: grpc.RpcError) -> FilmFailedError:
         # A status without our details was made by gRPC or a proxy, and may tell of hosts.
-        ours = remote.reason != remote.code.name
+        trailers: Any = error.trailing_metadata() or ()
+        ours = any(key == DETAILS_KEY for key, _ in trailers)
         message = remote.message if ours else f"The {self._server} server failed with {remote.reason}; see its log."
         return FilmFailedError(remote.code, remote.reason, message, remote.metadata)

@@ -9,6 +9,10 @@ from pydantic import Field, field_validator
 from halfreel_gateway.channels import target
 from halfreel_runtime.settings import CommaList, LocalPath, ServerSettings
 
+SERVICE = "gateway"
+LLM_SERVICE = "halfreel.llm.v1.LlmService"
+VIDEO_SERVICE = "halfreel.video.v1.VideoService"
+
 
 class GatewaySettings(ServerSettings):
     """The settings of the gateway; prefix HALFREEL_GATEWAY_ in the environment."""

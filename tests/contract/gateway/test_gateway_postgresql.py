@@ -1,0 +1,96 @@
+"""The main job with films and jobs in PostgreSQL instead of SQLite."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from gateway_doubles import Serving
+from gateway_process import Gateway
+
+from halfreel.gateway.v1 import gateway_pb2 as pb
+
+pytestmark = pytest.mark.postgresql
+
+
+@pytest.fixture(scope="module")
+def postgresql(postgresql_programs: Path) -> Iterator[str]:
+    """A cluster of our own, which refuses to run as root: its user is then `postgres`, or `nobody`."""
+    as_root = os.geteuid() == 0
+    names = {entry.pw_name for entry in pwd.getpwall()}
+    user = ("postgres" if "postgres" in names else "nobody") if as_root else None
+    folder = Path(tempfile.mkdtemp(prefix="halfreel-pg-", dir="/tmp"))
+    if user is not None:
+        shutil.chown(folder, user)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    def run(program: str, *arguments: str) -> None:
+        command = [str(postgresql_programs / program), *arguments]
+        subprocess.run(command, check=True, user=user, cwd=folder, stdout=subprocess.DEVNULL, timeout=60)
+
+    data = str(folder / "data")
+    run("initdb", "-D", data, "-U", "halfreel", "-A", "trust", "--no-sync")
+    options = f"-p {port} -c listen_addresses=127.0.0.1 -k {folder}"
+    run("pg_ctl", "-D", data, "-w", "-o", options, "-l", str(folder / "log"), "start")
+    try:
+        yield f"postgresql://halfreel@127.0.0.1:{port}/postgres"
+    finally:
+        run("pg_ctl", "-D", data, "-m", "immediate", "stop")
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def gateways(postgresql: str, own_gateway: Gateway, llm: Serving, video: Serving) -> Iterator[tuple[Gateway, Gateway]]:
+    """Two gateways that share a database and a data folder."""
+    (own_gateway.folder / "b").mkdir()
+    other = Gateway(own_gateway.folder / "b", [llm.address], [video.address])
+    own_gateway.settings["database_url"] = postgresql
+    other.settings |= {"database_url": postgresql, "data_dir": own_gateway.data_dir, "executor_id": "other"}
+    own_gateway.start()
+    other.start()
+    yield own_gateway, other
+    other.stop()
+
+
+def test_a_film_is_made_and_seen_from_both(gateways: tuple[Gateway, Gateway], video: Serving) -> None:
+    one, other = gateways
+    film = one.create("in postgresql", scene_count=3, seed=5, request_id="pg-1")
+    assert other.create("in postgresql", scene_count=3, seed=5, request_id="pg-1").film_id == film.film_id
+    events = list(other.watch(film.film_id, 0))
+    numbers = [event.sequence_number for event in events if event.sequence_number and not event.HasField("film")]
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert events[-1].state_changed.state == pb.Film.STATE_SUCCEEDED
+    ended = one.get(film.film_id)
+    assert other.get(film.film_id) == ended
+    assert len(other.read(film.film_id)) == ended.video.size_bytes
+    assert one.stub.ListFilms(pb.ListFilmsRequest(page_size=1), timeout=5).films[0] == ended
+    video.double.behaviours.script("hold")
+    cancelled = one.create("cancelled from the other", scene_count=1)
+    assert video.double.behaviours.held.wait(10)
+    other.stub.CancelFilm(pb.CancelFilmRequest(film_id=cancelled.film_id), timeout=5)
+    assert video.double.behaviours.cancelled.wait(2)
+    for film_id in (cancelled.film_id, film.film_id):
+        other.stub.DeleteFilm(pb.DeleteFilmRequest(film_id=film_id), timeout=5)
+    assert not list((one.data_dir / "films").iterdir())
+
+
+def test_a_killed_gateway_resumes(gateways: tuple[Gateway, Gateway], video: Serving) -> None:
+    one, _ = gateways
+    video.double.behaviours.script("ok", "hold")
+    film = one.create("killed", scene_count=3, seed=6)
+    assert video.double.behaviours.held.wait(10)
+    one.until(film.film_id, lambda film: film.scenes[1].state == pb.Scene.STATE_RENDERING)
+    one.kill()
+    video.double.behaviours.let_go.set()  # the held scene may be the other gateway's
+    one.start()
+    ended = one.ended(film.film_id)
+    assert sum(scene.attempt_count for scene in ended.scenes) <= 4
