@@ -373,9 +373,7 @@ def test_memory_is_told_quickly_while_the_model_writes(stub: Any) -> None:
     ("flags", "told"),
     [
         (["--model", "/nowhere/at-all"], "there is no such folder"),
-        (["--device", "cuda:9"], "device is 'cuda:9'"),
         (["--contxt-token-count", "9"], "did you mean --context-token-count"),
-        (["--context-token-count", "4096"], "can take at most 1024"),
         (["--precision", "fp8"], "--precision is 'fp8'"),
     ],
 )
@@ -434,8 +432,9 @@ async def rest(call: Any) -> list[llm_pb2.GenerateResponse]:
 
 async def test_a_full_queue_refuses_and_says_when_to_come_back(folder: Path) -> None:
     async with serving(folder, max_waiting_request_count=1) as (stub, _):
-        running, waiting = stub.Generate(endless()), stub.Generate(endless())
+        running = stub.Generate(endless())
         await begin(running)
+        waiting = stub.Generate(endless())
         assert (await waiting.read()).queued.waiting_request_count == 0
         began = time.monotonic()
         error = await error_of(stub.Generate(endless()))

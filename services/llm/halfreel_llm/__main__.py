@@ -26,7 +26,9 @@ def main(argv: list[str] | None = None) -> NoReturn:
 
     from transformers.utils import logging as transformers_logging
 
-    transformers_logging.set_verbosity_error()  # its warnings are advice to programmers, written past the log
+    # Its warnings are advice to programmers, written past the log, and so are its progress bars.
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     with clear_errors():
         server = make_server(settings)
     server.main()

@@ -26,7 +26,9 @@ from halfreel_runtime.cancel import CancelToken
 from halfreel_runtime.errors import Internal
 from halfreel_runtime.memory import MemoryMonitor
 
-_PREFILL_TOKENS = 512  # in one step, between two looks at the cancel token; measured 21 ms for ChatGLM3-6B on an H200
+# Tokens of a prompt in one step, between two looks at the cancel token. 512 of them take ChatGLM3-6B 21 ms on an H200
+# and minutes on a small CPU, where so long a silence would count as a stall.
+_PREFILL_TOKENS = {"cuda": 512, "cpu": 64}
 _MASK_BITS = 32  # of each word of llguidance's mask
 
 
@@ -84,6 +86,7 @@ class TextModel:
         self._tokenizer = tokenizer
         self._memory = memory
         self._device = model.device
+        self._prefill_tokens = _PREFILL_TOKENS[model.device.type]
         self._vocabulary_size: int = model.config.vocab_size
         self._sampled = torch.zeros(self._vocabulary_size, dtype=torch.bool)
         self._sampled[sorted(tokenizer.text_ids | tokenizer.stop_ids)] = True
@@ -140,7 +143,7 @@ class TextModel:
 
     def warm_up(self, context_token_count: int) -> None:
         """Runs every kind of step once, so that the first request pays for no kernel selection or workspace."""
-        prompt = (min(self._tokenizer.text_ids),) * max(1, min(_PREFILL_TOKENS, context_token_count - 2))
+        prompt = (min(self._tokenizer.text_ids),) * max(1, min(self._prefill_tokens, context_token_count - 2))
         for temperature in (0.0, 1.0):
             request = TextRequest("warm-up", prompt, 2, temperature=temperature, top_p=0.9, top_k=0, seed=0)
             for _ in self.generate(request, CancelToken()):
@@ -148,9 +151,9 @@ class TextModel:
 
     def _prefill(self, prompt_ids: tuple[int, ...], cache: DynamicCache, cancel: CancelToken) -> Tensor:
         """Returns the logits after the prompt, [vocabulary]."""
-        for begin in range(0, len(prompt_ids), _PREFILL_TOKENS):
+        for begin in range(0, len(prompt_ids), self._prefill_tokens):
             cancel.raise_if_cancelled()
-            logits = self._forward(prompt_ids[begin : begin + _PREFILL_TOKENS], cache)
+            logits = self._forward(prompt_ids[begin : begin + self._prefill_tokens], cache)
             cancel.beat()
         return logits
 

@@ -63,4 +63,5 @@ class Sampler:
         probabilities = probabilities.masked_fill(before >= self._top_p, 0.0)
         # The largest of p/q, q exponential, is a draw from p, as in torch.multinomial, without its check on the host.
         noise = torch.empty_like(probabilities).exponential_(generator=self._generator)
+        noise = noise.clamp_min(torch.finfo(noise.dtype).tiny)  # a draw may round to 0, and 0/0 would win
         return token_ids[(probabilities / noise).argmax()]

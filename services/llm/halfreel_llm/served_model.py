@@ -47,6 +47,7 @@ def load_served_model(settings: LlmSettings, device: Device, memory: MemoryMonit
         model = load_model(checkpoint, device=torch.device(device.torch_name), dtype=dtype)
     text_model = TextModel(model, tokenizer, memory)
     text_model.warm_up(context)
+    memory.clear()  # what the warm-up's cache held
     defaults = Defaults.of(checkpoint.generation_defaults, context)
     schemas = SchemaCompiler(tokenizer.grammar_tokenizer(checkpoint.config.vocab_size), tokenizer.reply_leads)
     reader = RequestReader(tokenizer, schemas, context_token_count=context, defaults=defaults)

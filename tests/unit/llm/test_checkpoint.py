@@ -15,8 +15,12 @@ import tiny_llm
 import torch
 
 from halfreel_llm.checkpoint import CheckpointError, find_checkpoint
+from halfreel_llm.served_model import load_served_model
+from halfreel_llm.settings import LlmSettings
 from halfreel_llm.tokenizer import open_tokenizer
 from halfreel_llm.weights import load_model
+from halfreel_runtime.device import CPU as CPU_DEVICE
+from halfreel_runtime.memory import MemoryMonitor
 
 CPU = torch.device("cpu")
 
@@ -203,3 +207,9 @@ def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path: Path) -> None:
     folder = tiny_llm.save_glm(tmp_path, vocab_size=tiny_llm.PIECE_COUNT)
     with pytest.raises(CheckpointError, match=r"has the token 1008, its config\.json 1000 tokens"):
         open_tokenizer(find_checkpoint(str(folder)))
+
+
+def test_a_context_beyond_the_model_s_own_is_refused(folder: Path) -> None:
+    settings = LlmSettings(model=str(folder), device="cpu", context_token_count=4096)
+    with pytest.raises(CheckpointError, match="context_token_count is 4096; model model can take at most 1024"):
+        load_served_model(settings, CPU_DEVICE, MemoryMonitor(CPU_DEVICE))

@@ -9,7 +9,6 @@ import pytest
 import tiny_llm
 import torch
 
-from halfreel_llm import generation
 from halfreel_llm.checkpoint import Checkpoint
 from halfreel_llm.generation import Finished, FinishReason, TextDelta, TextModel, TextRequest
 from halfreel_llm.messages import Message
@@ -63,7 +62,7 @@ def test_a_prompt_in_pieces_gives_the_same_text(
     text_model: TextModel, request_: TextRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = written(text_model, request_)[0]
-    monkeypatch.setattr(generation, "_PREFILL_TOKENS", 4)
+    monkeypatch.setattr(text_model, "_prefill_tokens", 4)
     assert len(request_.prompt_ids) > 12
     assert written(text_model, request_)[0] == whole
 
@@ -178,13 +177,20 @@ def test_cancel_stops_within_one_token(scripted: Any, tokenizer: TextTokenizer, 
 def test_cancel_stops_within_one_piece_of_the_prompt(
     scripted: Any, request_: TextRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generation, "_PREFILL_TOKENS", 4)
     model, network = scripted([5] * 100)
+    monkeypatch.setattr(model, "_prefill_tokens", 4)
+    assert len(request_.prompt_ids) > 12
     cancel = CancelToken()
-    monkeypatch.setattr(cancel, "beat", cancel.cancel)
+    forward = model._forward
+
+    def cancelled_meanwhile(*step: Any) -> Any:
+        cancel.cancel()
+        return forward(*step)
+
+    monkeypatch.setattr(model, "_forward", cancelled_meanwhile)
     with pytest.raises(Cancelled):
         next(model.generate(request_, cancel))
-    assert network.steps == 0
+    assert network.steps == 1
 
 
 def test_numbers_that_are_not_finite_fail_the_request_alone(

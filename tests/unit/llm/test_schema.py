@@ -67,7 +67,7 @@ async def test_a_random_model_always_ends_in_valid_json(
 ) -> None:
     prompt = tuple(tokenizer.encode_chat([Message("user", "a film of a red circle")]))
     reasons = []
-    for seed in range(24):
+    for seed in range(20):
         request = TextRequest(
             request_id="",
             prompt_ids=prompt,
@@ -88,7 +88,7 @@ async def test_a_random_model_always_ends_in_valid_json(
         else:
             assert finished.reason is FinishReason.LENGTH
             assert finished.output_token_count == request.max_output_tokens
-    assert reasons.count(FinishReason.END_OF_TEXT) >= 18
+    assert reasons.count(FinishReason.END_OF_TEXT) >= 15
     assert FinishReason.LENGTH in reasons
 
 
