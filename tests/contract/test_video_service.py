@@ -38,7 +38,7 @@ from halfreel_video.service import VideoService
 from halfreel_video.settings import VideoSettings
 
 SERVICE_NAME = "halfreel.video.v1.VideoService"
-STARTS_WITHIN_S = 60.0
+STARTS_WITHIN_S = 120.0
 SMALL = {"prompt": "a red circle", "width_px": 64, "height_px": 64, "frame_count": 3, "step_count": 2, "seed": 1}
 
 
@@ -353,6 +353,23 @@ def _read_until_cancelled(call: Any) -> None:
             pass
     except grpc.RpcError:
         pass
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "reason"),
+    [
+        (["--model", "no-such-model"], 70, "is not a folder, a hub id such as owner/name, or 'pocket'"),
+        (["--modle", "x"], 2, "did you mean --model?"),
+        (["--device", "cuda:77"], 2, "device is 'cuda:77'"),
+    ],
+)
+def test_a_server_that_cannot_start_says_why_in_one_line(flags: list[str], code: int, reason: str) -> None:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("HALFREEL_")}
+    command = [sys.executable, "-m", "halfreel_video", "--port", "0", "--metrics-port", "0", *flags]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=STARTS_WITHIN_S)
+    assert ended.returncode == code
+    assert sum(reason in line for line in ended.stderr.splitlines()) == 1
+    assert "Traceback" not in ended.stderr
 
 
 # A server in this process, whose model can be made to fail.

@@ -9,6 +9,7 @@ from typing import NoReturn
 from halfreel_runtime.logs import configure_logs
 from halfreel_runtime.settings import load_settings
 from halfreel_runtime.startup import clear_errors
+from halfreel_video.quiet import quiet_libraries
 from halfreel_video.settings import SERVICE, VideoSettings
 
 
@@ -26,11 +27,7 @@ def main(argv: list[str]) -> NoReturn:
     # took 2 s so and 24 s otherwise.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-    from transformers.utils import logging as transformers_logging
-
-    # Its warnings are advice to programmers, written past the log, and so are its progress bars.
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    quiet_libraries()
 
     import torch
 

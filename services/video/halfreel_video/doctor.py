@@ -21,6 +21,7 @@ from halfreel_runtime.errors import HalfreelError
 from halfreel_runtime.settings import load_settings
 from halfreel_video.folder import KEYFRAME, SVD, Family, ModelFolder, open_folder
 from halfreel_video.mp4 import ENCODER, encoder_available
+from halfreel_video.quiet import quiet_libraries
 from halfreel_video.settings import SERVICE, VideoSettings
 
 _LIBRARIES = ("halfreel-video", "torch", "diffusers", "transformers", "av")
@@ -116,9 +117,7 @@ def main(argv: list[str]) -> int:
     as_json = "--json" in argv
     settings = load_settings(VideoSettings, SERVICE, [flag for flag in argv if flag != "--json"])
     os.environ["HF_HUB_OFFLINE"] = "1"
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
+    quiet_libraries()
     diagnosis = diagnose(settings)
     if as_json:
         sys.stdout.write(json.dumps(asdict(diagnosis)) + "\n")

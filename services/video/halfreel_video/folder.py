@@ -99,7 +99,7 @@ class ModelFolder:
             return ()
         names = set(_read_json(index, self.model_id).get("weight_map", {}).values())
         if not names or not all(_is_safetensors_name(name) for name in names):
-            raise _refused(self.model_id, f"the index of its {part} names files that are not safetensors beside it")
+            raise refused(self.model_id, f"the index of its {part} names files that are not safetensors beside it")
         return tuple(self.path / part / name for name in sorted(names))
 
 
@@ -117,18 +117,18 @@ def open_folder(model: str, family: Family) -> ModelFolder:
     path, model_id, revision = _find(model, family)
     index = _read_json(path / "model_index.json", model_id)
     if index.get("_class_name") != family.pipeline:
-        raise _refused(model_id, f"its class is {index.get('_class_name')!r}; it must be {family.pipeline!r}")
+        raise refused(model_id, f"its class is {index.get('_class_name')!r}; it must be {family.pipeline!r}")
     classes = {}
     for part, allowed in family.parts.items():
         entry = index.get(part)
         name = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
         if name not in allowed:
-            raise _refused(model_id, f"the class of its {part} is {name!r}; it must be one of {', '.join(allowed)}")
+            raise refused(model_id, f"the class of its {part} is {name!r}; it must be one of {', '.join(allowed)}")
         classes[part] = name
     folder = ModelFolder(path, model_id, revision, family, classes, _metadata(path, model_id))
     for part in family.weights:
         if not folder.weight_files(part, "fp16") and not folder.weight_files(part, None):
-            raise _refused(model_id, f"its {part} has no safetensors weights, and no other kind is ever opened")
+            raise refused(model_id, f"its {part} has no safetensors weights, and no other kind is ever opened")
     return folder
 
 
@@ -162,12 +162,12 @@ def _read_json(path: Path, model_id: str) -> dict[str, Any]:
     """Reads one small JSON object of a model folder."""
     try:
         if path.stat().st_size > _LARGEST_JSON_BYTES:
-            raise _refused(model_id, f"its {path.name} is over {_LARGEST_JSON_BYTES} bytes")
+            raise refused(model_id, f"its {path.name} is over {_LARGEST_JSON_BYTES} bytes")
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise _refused(model_id, f"it has no {path.name} that is readable JSON") from None
+        raise refused(model_id, f"it has no {path.name} that is readable JSON") from None
     if not isinstance(value, dict):
-        raise _refused(model_id, f"its {path.name} is not a JSON object")
+        raise refused(model_id, f"its {path.name} is not a JSON object")
     return value
 
 
@@ -179,7 +179,7 @@ def _metadata(path: Path, model_id: str) -> dict[str, float]:
     metadata = _read_json(file, model_id)
     bad = [key for key, value in metadata.items() if not isinstance(value, int | float) or isinstance(value, bool)]
     if bad:
-        raise _refused(model_id, f"{bad[0]} in its halfreel.json is not a number")
+        raise refused(model_id, f"{bad[0]} in its halfreel.json is not a number")
     return metadata
 
 
@@ -187,5 +187,6 @@ def _is_safetensors_name(name: object) -> bool:
     return isinstance(name, str) and name.endswith(".safetensors") and Path(name).name == name
 
 
-def _refused(model_id: str, why: str) -> FailedPrecondition:
+def refused(model_id: str, why: str) -> FailedPrecondition:
+    """Returns the error of a model that is not loaded, and why."""
     return FailedPrecondition(f"model {model_id} is refused: {why}", reason="MODEL_REFUSED")

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from PIL import Image, ImageOps
 
-from halfreel_video.folder import ModelFolder
+from halfreel_video.folder import ModelFolder, refused
 from halfreel_video.svd import check_finite
+
+_RANGES = {"width_px": (8, 4096), "height_px": (8, 4096), "step_count": (1, 100), "guidance_scale": (0, 50)}
 
 
 @dataclass(frozen=True)
@@ -25,14 +27,24 @@ class KeyframeDefaults:
 
     @classmethod
     def of(cls, folder: ModelFolder, pipeline: Any) -> KeyframeDefaults:
-        """Takes the model's own halfreel.json; what it lacks is as sd-turbo wants it: one step, no guidance."""
+        """Takes the model's own halfreel.json; what it lacks is as sd-turbo wants it: one step, no guidance.
+
+        Raises:
+            FailedPrecondition: MODEL_REFUSED; a value of halfreel.json is out of range.
+        """
         side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
-        given = folder.metadata
+        given: dict[str, float] = {"width_px": side, "height_px": side, "step_count": 1, "guidance_scale": 0}
+        given.update(folder.metadata)
+        for name, (low, high) in _RANGES.items():
+            if not low <= given[name] <= high:
+                raise refused(
+                    folder.model_id, f"{name} in its halfreel.json is {given[name]}; it must be {low} to {high}"
+                )
         return cls(
-            width_px=int(given.get("width_px", side)),
-            height_px=int(given.get("height_px", side)),
-            step_count=int(given.get("step_count", 1)),
-            guidance_scale=float(given.get("guidance_scale", 0.0)),
+            width_px=int(given["width_px"]),
+            height_px=int(given["height_px"]),
+            step_count=int(given["step_count"]),
+            guidance_scale=float(given["guidance_scale"]),
         )
 
     def size_for(self, width_px: int, height_px: int) -> tuple[int, int]:

@@ -9,7 +9,7 @@ import torch
 
 from halfreel_runtime.device import Device
 from halfreel_video.clip import ClipRequest
-from halfreel_video.folder import KEYFRAME, SVD, ModelFolder, open_folder
+from halfreel_video.folder import KEYFRAME, SVD, ModelFolder, open_folder, refused
 from halfreel_video.keyframe import KeyframeDefaults, draw_keyframe
 from halfreel_video.loading import WeightFigures, dtype_for, load_keyframe, load_svd, weight_figures
 from halfreel_video.preview import LatentColours
@@ -86,6 +86,13 @@ def load_model(settings: VideoSettings, device: Device) -> VideoModel:
     svd = load_svd(svd_folder, dtype, torch_device)
     keyframe = load_keyframe(keyframe_folder, dtype, torch_device)
     clip_frame_count = int(svd.unet.config.num_frames)
+    if clip_frame_count < 2:
+        raise refused(svd_folder.model_id, f"its unet makes {clip_frame_count} frames; it must make 2 or more")
+    for folder, pipeline in ((svd_folder, svd), (keyframe_folder, keyframe)):
+        if 8 % pipeline.vae_scale_factor:
+            raise refused(
+                folder.model_id, f"its vae scales by {pipeline.vae_scale_factor}; sizes here are multiples of 8"
+            )
     return VideoModel(
         svd=svd,
         keyframe=keyframe,

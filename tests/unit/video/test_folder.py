@@ -15,6 +15,7 @@ from tiny_video import svd_pipeline
 
 from halfreel_runtime.errors import FailedPrecondition, NotFound
 from halfreel_video.folder import KEYFRAME, SVD, open_folder
+from halfreel_video.keyframe import KeyframeDefaults
 from halfreel_video.loading import dtype_for, load_keyframe, load_svd, weight_figures
 
 CPU = torch.device("cpu")
@@ -194,3 +195,9 @@ def test_auto_precision_is_fp16_on_a_gpu_and_fp32_on_a_cpu() -> None:
     assert dtype_for("auto", "cuda") == torch.float16
     assert dtype_for("auto", "cpu") == torch.float32
     assert dtype_for("bf16", "cpu") == torch.bfloat16
+
+
+def test_a_keyframe_model_with_defaults_out_of_range_is_refused(copies: tuple[Path, Path], keyframe: Any) -> None:
+    edit(copies[1] / "halfreel.json", step_count=0)
+    with pytest.raises(FailedPrecondition, match="is 0; it must be 1 to 100"):
+        KeyframeDefaults.of(open_folder(str(copies[1]), KEYFRAME), keyframe)

@@ -20,6 +20,7 @@ from halfreel_video.clip import segment_frame_counts
 from halfreel_video.events import ClipDone, Preview, Stage, StageStarted, StepDone, merge
 from halfreel_video.job import ClipJob
 from halfreel_video.model import VideoModel
+from halfreel_video.mp4 import Mp4Writer
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +88,33 @@ def test_a_long_clip_is_chained(run: Any, make_clip: Any, picture: Image.Image) 
     assert len(frames) == 12
     # The second part goes on from the last frame of the first, and does not show it twice.
     assert all(np.abs(a.astype(int) - b).mean() > 0.05 for a, b in itertools.pairwise(frames))
+
+
+def test_a_chained_clip_goes_on_from_the_last_frame_of_each_part(
+    run: Any, make_clip: Any, picture: Image.Image, model: VideoModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = make_clip(image=picture, frame_count=8, guidance_scale=2.0)
+    added: list[np.ndarray] = []
+    monkeypatch.setattr(Mp4Writer, "add", lambda _writer, frame: added.append(frame))
+    monkeypatch.setattr(Mp4Writer, "finish", lambda _writer: b"")
+    list(run(clip))
+    generator, expected, first = torch.Generator("cpu").manual_seed(clip.seed), [], picture
+    for frame_count in (5, 4):
+        frames = model.svd(
+            first,
+            height=64,
+            width=64,
+            num_frames=frame_count,
+            num_inference_steps=2,
+            fps=7,
+            motion_bucket_id=127,
+            max_guidance_scale=2.0,
+            generator=generator,
+        ).frames[0]
+        first = frames[-1]
+        expected += frames[1 if expected else 0 :]
+    assert len(added) == len(expected) == 8
+    assert all(np.array_equal(a, b) for a, b in zip(added, expected, strict=True))
 
 
 @pytest.mark.parametrize(
