@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
+from jinja2 import TemplateError
 from llguidance import LLTokenizer
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
@@ -18,6 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from halfreel_llm.checkpoint import Checkpoint, CheckpointError
 from halfreel_llm.messages import Message
+from halfreel_runtime.errors import InvalidArgument, Violation
 
 _SPECIAL_KEYS = ("bos_token", "eos_token", "unk_token", "pad_token")
 
@@ -65,7 +67,11 @@ class FastTokenizer:
         return cls(opened, stop_ids)
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        """Renders the template and encodes it; the names of control tokens inside a message stay plain text."""
+        """Renders the template and encodes it; the names of control tokens inside a message stay plain text.
+
+        Raises:
+            InvalidArgument: The template refuses these messages, as some do with two users in a row.
+        """
         if not any(name in message.content for message in messages for name in self._special_names):
             text = self._render([message.content for message in messages], messages)
             return list(self._parsing.encode(text, add_special_tokens=False).ids)
@@ -88,7 +94,11 @@ class FastTokenizer:
 
     def _render(self, contents: Sequence[str], messages: Sequence[Message]) -> str:
         turns = [{"role": turn.role, "content": text} for turn, text in zip(messages, contents, strict=True)]
-        return str(self._template.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        try:
+            return str(self._template.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        except TemplateError as error:  # such as "roles must alternate"
+            why = f"are refused by the model's chat template: {error}"
+            raise InvalidArgument(f"messages {why}", violations=[Violation("messages", why)]) from None
 
 
 class _FastStream:

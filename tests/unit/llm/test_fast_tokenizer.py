@@ -14,6 +14,7 @@ from halfreel_llm.checkpoint import CheckpointError, find_checkpoint
 from halfreel_llm.fast_tokenizer import FastTokenizer
 from halfreel_llm.messages import Message
 from halfreel_llm.tokenizer import open_tokenizer
+from halfreel_runtime.errors import InvalidArgument
 
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
@@ -118,14 +119,23 @@ def test_a_model_without_chat_template_is_refused(
         open_tokenizer(find_checkpoint(str(tmp_path)))
 
 
-def test_a_template_can_not_reach_the_machine(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        ("{{ messages.__class__.__mro__[1].__subclasses__() }}", "unsafe"),  # an escape from Jinja's sandbox
+        ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
+    ],
+)
+def test_what_a_template_refuses_is_the_request_s_mistake(
+    folder: Path, tmp_path: Path, template: str, told: str
+) -> None:
     for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    escape = "{{ messages.__class__.__mro__[1].__subclasses__() }}"
-    tiny_llm.change_json(tmp_path / "tokenizer_config.json", chat_template=escape)
+    tiny_llm.change_json(tmp_path / "tokenizer_config.json", chat_template=template)
     tokenizer = open_tokenizer(find_checkpoint(str(tmp_path)))
-    with pytest.raises(Exception, match="unsafe"):
+    with pytest.raises(InvalidArgument, match=told) as caught:
         tokenizer.encode_chat([Message("user", "hi")])
+    assert caught.value.violations[0].field == "messages"
 
 
 def test_a_damaged_tokenizer_is_refused(folder: Path, tmp_path: Path) -> None:
