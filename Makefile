@@ -11,15 +11,18 @@ PACKAGES := protos services/runtime services/llm services/video services/gateway
 EDITABLE := $(foreach package,$(PACKAGES),-e $(package))
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: help demo test lint verify fix up down bench clean
+.PHONY: help demo test test-deploy lint verify fix lock up down bench clean
 help: ## Lists the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
 
 demo: .venv/installed ## Makes a film of IDEA="..." with the embedded models, on this machine alone
 	@$(BIN)/halfreel make "$(IDEA)" --output "$(FILM)" --local --data-dir .halfreel
 
 test: .venv/tested ## Runs the unit, contract and end-to-end tests (and those for a GPU, where there is one)
 	@$(BIN)/pytest -q $(PYTEST_ARGS)
+
+test-deploy: .venv/deployed ## Builds the images' environments and runs them as containers would; checks compose and Kubernetes files
+	@$(BIN)/pytest -q tests/deploy $(PYTEST_ARGS)
 
 lint: .venv/tested .venv-gen/installed ## Checks style and types of the code and of the contract
 	@$(BIN)/ruff check .
@@ -39,6 +42,9 @@ fix: .venv/tested .venv-gen/installed ## Makes again what lint and verify check,
 	@protos/node_modules/.bin/buf format --write protos
 	@.venv-gen/bin/python protos/generate.py
 	@$(BIN)/python docs/make_configuration.py
+
+lock: .venv/deployed ## Writes the locks and bills of materials of the images again; reads gigabytes from the package index
+	@$(BIN)/python deploy/docker/lock.py
 
 up: .venv/installed ## Starts the three servers and keeps them up until Ctrl-C
 	@$(BIN)/halfreel up --data-dir .halfreel
@@ -63,6 +69,10 @@ clean: ## Removes the environments and the servers' data of this folder
 
 .venv/tested: .venv/installed requirements-dev.txt
 	@$(PIP) install --constraint constraints.txt --requirement requirements-dev.txt
+	@touch $@
+
+.venv/deployed: .venv/tested requirements-deploy.txt
+	@$(PIP) install --constraint constraints.txt --requirement requirements-deploy.txt
 	@touch $@
 
 # The generators need an older protobuf than the servers; buf comes as an npm package, so lint and verify need node.

@@ -38,6 +38,8 @@ LOCKS = {
 }
 # Packages that torch brings on a GPU. nvidia-ml-py only asks the driver; every model server has it.
 _CUDA = re.compile(r"nvidia-(?!ml-py)|cuda-|triton")
+# Where packages come from is for who builds the images to say.
+_NEVER_WRITTEN = ("index-url", "find-links", "trusted-host", "options")
 _HEAD = "# Written by deploy/docker/lock.py from {source}; `make lock` writes it again.\n"
 
 
@@ -63,7 +65,14 @@ def _compiled(wanted: list[str], path: Path, environ: dict[str, str]) -> dict[st
         asked.write_text("\n".join(wanted) + "\n", encoding="utf-8")
         if path.exists():
             answer.write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
-        options = ["--generate-hashes", "--allow-unsafe", "--strip-extras", "--no-annotate", "--no-header", "--no-config"]
+        options = [
+            "--generate-hashes",
+            "--allow-unsafe",
+            "--strip-extras",
+            "--no-annotate",
+            "--no-header",
+            "--no-config",
+        ]
         silence = [f"--no-emit-{each}" for each in ("index-url", "find-links", "trusted-host", "options")]
         command = [sys.executable, "-m", "piptools", "compile", "--quiet", *options, *silence]
         command += ["--constraint", str(CONSTRAINTS), "--output-file", str(answer), str(asked)]
