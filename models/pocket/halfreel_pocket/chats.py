@@ -13,8 +13,8 @@ _KINDS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (
         ("what can you do", "what do you do", "help", "how can you help me", "what are you good at",
          "how does this work", "what should I ask"),
-        ("I write short film scripts for a small world: coloured shapes that move over the sky, the sea, the grass, "
-         "the sand, the night and the snow.",),
+        (("I write short film scripts for a small world: coloured shapes that move over the sky, the sea, the grass, "
+         "the sand, the night and the snow."),),
     ),
     (
         ("who are you", "what are you", "what is your name", "are you human", "are you a robot",

@@ -34,7 +34,7 @@ class Found:
     likeness: Tensor
 
 
-@torch.no_grad()
+@torch.no_grad()  # type: ignore[untyped-decorator]  # torch's, typed in part
 def find(pictures: Tensor) -> Found:
     """Find the shape in each of `pictures`, (N, 3, H, W) in [-1, 1]."""
     pictures = pictures.float().clamp(-1, 1)
@@ -72,9 +72,7 @@ def find(pictures: Tensor) -> Found:
             shape, radius = torch.where(better, number, shape), torch.where(better, guess, radius)
             place_y = torch.where(better, guess_y, place_y)
     there = (votes.amax(1) > _LEAST_AREA_PX) & (best > 0.5)
-    return Found(
-        torch.where(there, colour, -1), torch.where(there, shape, -1), middle_x, place_y, radius, best
-    )
+    return Found(torch.where(there, colour, -1), torch.where(there, shape, -1), middle_x, place_y, radius, best)
 
 
 def motion_of(found: Found, frame_count: int) -> Tensor:
@@ -90,7 +88,7 @@ def motion_of(found: Found, frame_count: int) -> Tensor:
     names = list(MOTIONS)
     (x, end_x), (y, end_y), (radius, end_radius) = map(change, (found.x_px, found.y_px, found.radius_px))
     across, along = end_x - x, end_y - y
-    still = torch.full_like(found.shape[:: frame_count], names.index("still"))
+    still = torch.full_like(found.shape[::frame_count], names.index("still"))
     motion = torch.where(end_radius > radius * _GROWN_RATIO, names.index("toward"), still)
     sideways = torch.where(across > 0, names.index("right"), names.index("left"))
     upright = torch.where(along > 0, names.index("down"), names.index("up"))

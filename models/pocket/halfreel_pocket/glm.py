@@ -69,7 +69,7 @@ def build(seed: int) -> GlmForCausalLM:
         vocab_size=-(-(PIECE_COUNT + len(SPECIALS)) // 64) * 64,
         hidden_size=256,
         intermediate_size=512,
-        num_hidden_layers=6,
+        num_hidden_layers=4,
         num_attention_heads=8,
         num_key_value_heads=2,
         head_dim=32,

@@ -48,7 +48,10 @@ class Request:
 def random_scene(rng: random.Random, *, held_out: bool = False) -> Scene:
     """Any scene of the world that training may show, or, `held_out`, one that it may not."""
     while True:
-        scene = Scene(*(rng.choice(list(names)) for names in (SIZES, COLOURS, SHAPES, BACKGROUNDS, MOTIONS)))
+        size, colour, shape, background, motion = (
+            rng.choice(list(names)) for names in (SIZES, COLOURS, SHAPES, BACKGROUNDS, MOTIONS)
+        )
+        scene = Scene(size, colour, shape, background, motion)
         if scene.is_held_out is held_out:
             return scene
 
@@ -126,19 +129,21 @@ def _stretched(scenes: list[Scene], count: int, rng: random.Random) -> list[Scen
 # ---- How people ask
 
 _OPENINGS = (
-    "", "", "", "", "", "", "A film about ", "a film of ", "Make a film of ", "I want to see ", "Show me ", "Please show ",
-    "Make a short video: ", "film: ", "A story about ", "Once upon a time, ", "Let there be ", "Imagine ", "a movie with ",
-    "Can you make a video where ", "My idea: ", "We see ", "Draw ", "Animate ", "Create a clip in which ", "a scene with ",
+    "", "", "", "", "", "", "A film about ", "a film of ", "Make a film of ", "I want to see ", "Show me ",
+    "Please show ", "Make a short video: ", "film: ", "A story about ", "Once upon a time, ", "Let there be ",
+    "Imagine ", "a movie with ", "Can you make a video where ", "My idea: ", "We see ", "Draw ", "Animate ",
+    "Create a clip in which ", "a scene with ",
 )  # fmt: skip
 _JOINTS = (
-    ", then ", ", then ", " then ", ", and then ", " and then ", ". Then ", "; then ", ", after that ", ". After that, ",
-    ", followed by ", " followed by ", ". Next, ", "; ", ", ", " and ", ", and ", ", next ", " and finally ", ". Later ",
-    "\n", ". ", " before ", " and after that ", ", later ", " - then ", " -> ", ", and at last ", " / ",
+    ", then ", ", then ", " then ", ", and then ", " and then ", ". Then ", "; then ", ", after that ",
+    ". After that, ", ", followed by ", " followed by ", ". Next, ", "; ", ", ", " and ", ", and ", ", next ",
+    " and finally ", ". Later ", "\n", ". ", " before ", " and after that ", ", later ", " - then ", " -> ",
+    ", and at last ", " / ",
 )  # fmt: skip
 _CLOSINGS = ("", "", "", "", ".", ".", "!", " please", ". Thanks!", "...", ". The end.", ", please.")
 _ADJECTIVES = (
-    "happy", "shiny", "beautiful", "lonely", "brave", "nice", "bright", "old", "simple", "magic", "lovely", "sad", "smooth",
-    "single", "strange", "friendly", "glowing", "plain", "perfect", "fast", "slow", "quiet",
+    "happy", "shiny", "beautiful", "lonely", "brave", "nice", "bright", "old", "simple", "magic", "lovely",
+    "sad", "smooth", "single", "strange", "friendly", "glowing", "plain", "perfect", "fast", "slow", "quiet",
 )  # fmt: skip
 _ADVERBS = ("slowly", "quickly", "gently", "quietly", "happily", "smoothly", "far", "fast", "softly")
 _LOOSE_MOVES = (
@@ -146,23 +151,27 @@ _LOOSE_MOVES = (
     ("gliding", "glides"), ("sailing", "sails"),
 )  # fmt: skip
 _SUBJECTS = (
-    "cat", "dog", "dragon", "robot", "boat", "bird", "knight", "king", "queen", "car", "train", "horse", "fish", "whale",
-    "ship", "wizard", "girl", "boy", "man", "woman", "child", "tree", "house", "castle", "rocket", "alien", "bear", "fox",
-    "mouse", "lion", "tiger", "bee", "butterfly", "elephant", "pirate", "princess", "monster", "ghost", "clown", "baker",
-    "detective", "teacher", "farmer", "sailor", "painter", "astronaut", "penguin", "snowman", "turtle", "owl", "wolf",
-    "balloon", "kite", "plane", "bicycle", "guitar", "piano", "apple", "banana", "cake", "river", "mountain", "city",
+    "cat", "dog", "dragon", "robot", "boat", "bird", "knight", "king", "queen", "car", "train", "horse", "fish",
+    "whale", "ship", "wizard", "girl", "boy", "man", "woman", "child", "tree", "house", "castle", "rocket",
+    "alien", "bear", "fox", "mouse", "lion", "tiger", "bee", "butterfly", "elephant", "pirate", "princess",
+    "monster", "ghost", "clown", "baker", "detective", "teacher", "farmer", "sailor", "painter", "astronaut",
+    "penguin", "snowman", "turtle", "owl", "wolf", "balloon", "kite", "plane", "bicycle", "guitar", "piano",
+    "apple", "banana", "cake", "river", "mountain", "city",
 )  # fmt: skip
 _DEEDS = (
-    "sings a song", "falls in love", "finds a treasure", "goes home", "learns to dance", "fights a dragon", "eats a cake",
-    "dreams of the future", "loses a hat", "meets a friend", "builds a house", "reads a book", "saves the world", "sleeps",
-    "walks", "runs", "jumps", "waits for the bus", "tells a joke", "goes on a journey", "bakes bread", "paints a picture",
+    "sings a song", "falls in love", "finds a treasure", "goes home", "learns to dance", "fights a dragon",
+    "eats a cake", "dreams of the future", "loses a hat", "meets a friend", "builds a house", "reads a book",
+    "saves the world", "sleeps", "walks", "runs", "jumps", "waits for the bus", "tells a joke",
+    "goes on a journey", "bakes bread", "paints a picture",
 )  # fmt: skip
 _FOREIGN = (
-    "ein roter Kreis fliegt über den Himmel", "Ein grünes Quadrat im Schnee, dann ein blauer Stern", "un cercle rouge sur la mer",
-    "un carré vert dans la neige", "un círculo rojo en el cielo", "una estrella azul de noche", "красный круг летит по небу",
-    "зелёный квадрат на снегу", "一个红色的圆在天空中移动", "雪の中の緑の四角", "빨간 동그라미가 하늘을 날아간다", "دائرة حمراء تتحرك في السماء",
-    "एक लाल गोला आसमान में", "kırmızı bir daire", "czerwone koło nad morzem", "um quadrado verde na neve", "en röd cirkel",
-    "een rode cirkel boven de zee", "κόκκινος κύκλος", "hình tròn đỏ trên bầu trời", "🔴 ☁️ ➡️", "🟩❄️", "🎬🎬🎬", "⭐🌙", "🚀🚀 🌌",
+    "ein roter Kreis fliegt über den Himmel", "Ein grünes Quadrat im Schnee, dann ein blauer Stern",
+    "un cercle rouge sur la mer", "un carré vert dans la neige", "un círculo rojo en el cielo",
+    "una estrella azul de noche", "красный круг летит по небу", "зелёный квадрат на снегу",
+    "一个红色的圆在天空中移动", "雪の中の緑の四角", "빨간 동그라미가 하늘을 날아간다",
+    "دائرة حمراء تتحرك في السماء", "एक लाल गोला आसमान में", "kırmızı bir daire", "czerwone koło nad morzem",
+    "um quadrado verde na neve", "en röd cirkel", "een rode cirkel boven de zee", "κόκκινος κύκλος",
+    "hình tròn đỏ trên bầu trời", "🔴 ☁️ ➡️", "🟩❄️", "🎬🎬🎬", "⭐🌙", "🚀🚀 🌌",
 )  # fmt: skip
 _NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight")
 

@@ -94,9 +94,7 @@ def assemble(
         image_encoder=image_encoder,
         unet=unet,
         scheduler=build_scheduler(),
-        feature_extractor=CLIPImageProcessor(
-            size={"shortest_edge": 224}, crop_size={"height": 224, "width": 224}
-        ),
+        feature_extractor=CLIPImageProcessor(size={"shortest_edge": 224}, crop_size={"height": 224, "width": 224}),
     )
 
 

@@ -36,8 +36,10 @@ def build_temporal() -> AutoencoderKLTemporalDecoder:
 
 
 def to_image_vae(vae: AutoencoderKLTemporalDecoder) -> AutoencoderKL:
-    """The same function on single pictures, of StableDiffusion's class (exact: second resnet and
-    attention of the middle block, which SVD's decoder lacks there, add nothing)."""
+    """The same function on single pictures, of StableDiffusion's class.
+
+    Exact: what its middle block has and SVD's lacks, a second resnet and attention, adds nothing.
+    """
     image_vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * len(CHANNELS),
         up_block_types=("UpDecoderBlock2D",) * len(CHANNELS),

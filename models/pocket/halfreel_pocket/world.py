@@ -1,12 +1,12 @@
 """The pocket world: one coloured shape that moves over a simple background, drawn from numbers that are the truth.
 
-Seeded, vectorised, on any device. Does not know how models learn from it, and of language only the order of the names in
-`words`.
+Seeded, vectorised, on any device. Does not know how models learn from it, and of language only the order of the
+names in `words`.
 
 Where a shape will go can be seen in its first frame, since an image-to-video model is told no words: a shape that moves
 leaves three streaks behind it, one that comes toward us wears a halo, one that stands still casts a shadow. It also
-starts on the side that it comes from. A shape stops at the edge of the picture, so that a clip may be continued from its
-last frame.
+starts on the side that it comes from. A shape stops at the edge of the picture, so that a clip may be continued from
+its last frame.
 """
 
 import math
@@ -61,9 +61,7 @@ class Scenes:
         return Scenes(**{name: value[index] for name, value in vars(self).items()})
 
 
-def sample(
-    count: int, generator: torch.Generator, *, held_out: bool = False, midway_ratio: float = 0.0
-) -> Scenes:
+def sample(count: int, generator: torch.Generator, *, held_out: bool = False, midway_ratio: float = 0.0) -> Scenes:
     """Random scenes, on the generator's device.
 
     Args:
@@ -125,7 +123,7 @@ def _way(scenes: Scenes, frame: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def film(scenes: Scenes, frame_count: int = CLIP_FRAME_COUNT) -> tuple[Tensor, Tensor]:
-    """The films of `scenes`: frames (N, F, 3, H, W) in [-1, 1], and the shape with its cue (N, F, 1, H, W) in [0, 1]."""
+    """The films of `scenes`, (N, F, 3, H, W) in [-1, 1], and the shape with its cue, (N, F, 1, H, W) in [0, 1]."""
     x, y, radius = track(scenes, frame_count)
 
     def each(value: Tensor) -> Tensor:

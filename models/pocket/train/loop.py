@@ -1,7 +1,7 @@
 """The training loop that all four scripts share: schedule, average of the weights, log of losses, and resuming.
 
-Does not know what is trained. Every step draws its random numbers from a generator seeded by (seed, step), so that a run
-that was stopped and resumed sees the same data as one that was not.
+Does not know what is trained. Every step draws its random numbers from a generator seeded by (seed, step), so that a
+run that was stopped and resumed sees the same data as one that was not.
 """
 
 import argparse
@@ -93,7 +93,7 @@ class Trainer:
     def __iter__(self) -> Iterator[torch.Generator]:
         """The generator of each step, until the time or the steps are over."""
         saved = began = time.monotonic() - self.seconds
-        while (progress := max(self.step / self._options.steps, self.seconds / 60 / self._options.minutes)) < 1:
+        while (progress := self.progress) < 1:
             warm = min(1.0, (self.step + 1) / WARM_UP_STEPS)
             rate = self._options.rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
             for group in self._optimizer.param_groups:
@@ -104,6 +104,11 @@ class Trainer:
                 self._save()
                 saved = time.monotonic()
         self._save()
+
+    @property
+    def progress(self) -> float:
+        """How much of the steps or of the time is over, 0 to 1."""
+        return max(self.step / self._options.steps, self.seconds / 60 / self._options.minutes)
 
     def generator(self, step: int) -> torch.Generator:
         """The random numbers of a step."""

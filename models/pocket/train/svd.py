@@ -13,30 +13,31 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline, StableVideoDiffusionPipeline
 from diffusers import AutoencoderKLTemporalDecoder as TemporalVae
+from diffusers import StableDiffusionPipeline, StableVideoDiffusionPipeline
 from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import _resize_with_antialiasing
+from keyframe import named
 from loop import Options, Trainer, autocast, options, parser
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
+from vae import frames_alone
 
 from halfreel_pocket import detector, keyframe, scripts, svd, world
 from halfreel_pocket.words import MOTIONS
-from keyframe import named
-from vae import frames_alone
 
 SHAPE_WEIGHT = 4.0
 DROPPED_RATIO = 0.05  # of films without their picture: what classifier-free guidance needs
 MIDWAY_RATIO = 0.35
 # ln of the noise level; the middle is where the place of the shape is decided.
 NOISE_MEAN, NOISE_SPREAD, NOISE_LIMITS = 0.6, 1.6, (0.005, 200.0)
+REPORTED = 24
 PICTURE_NOISE = 0.02  # what the pipeline adds to the picture before encoding it, unless told otherwise
 
 
 @dataclass(frozen=True)
 class Films:
-    """Encoded films: latents (N, F, 4, h, w), weights (N, F, 1, h, w), first pictures (N, 3, H, W) bytes, buckets (N,)."""
+    """Encoded films: latents (N, F, 4, h, w), weights (N, F, 1, h, w), first pictures (N, 3, H, W), buckets (N,)."""
 
     latents: Tensor
     weights: Tensor
@@ -132,20 +133,22 @@ def films(vae: TemporalVae, count: int, drawer: Path | None, chosen: Options) ->
     generator = torch.Generator(chosen.device).manual_seed(chosen.seed)
     parts: list[tuple[Tensor, ...]] = []
     pipeline = _drawer(drawer, chosen) if drawer else None
-    done = 0
+    done = turn = 0
     while done < count:
-        drawn = pipeline is not None and len(parts) % 2 == 0
-        scenes = world.sample(128, generator, midway_ratio=0.0 if drawn else MIDWAY_RATIO)
+        turn += 1
+        drawn = pipeline is not None and turn % 2 == 0
+        scenes = world.sample(min(128, count), generator, midway_ratio=0.0 if drawn else MIDWAY_RATIO)
         firsts = None
         if drawn:
             scenes, firsts = drawn_pictures(pipeline, scenes, generator)
+            if not len(scenes):
+                continue
         frames, shapes = world.film(scenes)
         if firsts is None:
             firsts = ((frames[:, 0] + 1) * 127.5).round().byte()
-        latents = []
         with autocast(chosen.device):
-            for part in frames.flatten(0, 1).split(512):
-                latents.append(vae.encode(part).latent_dist.mode() * vae.config.scaling_factor)
+            split = frames.flatten(0, 1).split(512)
+            latents = [vae.encode(part).latent_dist.mode() * vae.config.scaling_factor for part in split]
         cells = F.max_pool2d(shapes.flatten(0, 1), 8).unflatten(0, shapes.shape[:2])
         weights = 1 + (SHAPE_WEIGHT - 1) * torch.maximum(cells, cells[:, :1])  # where it is, and where it was
         encoded = torch.cat(latents).unflatten(0, shapes.shape[:2]).half()
@@ -183,7 +186,7 @@ def drawn_pictures(
 @torch.no_grad()
 def report(pipeline: StableVideoDiffusionPipeline, chosen: Options, drawer: Path | None) -> None:
     """Print how many films of held-out looks keep their shape and move as they should, and how fast frames drift."""
-    scenes = world.sample(48, torch.Generator(chosen.device).manual_seed(5), held_out=True)
+    scenes = world.sample(REPORTED, torch.Generator(chosen.device).manual_seed(5), held_out=True)
     firsts = ((world.draw(scenes)[0] + 1) * 127.5).round().byte()
     _report(pipeline, chosen, "true pictures", scenes, firsts)
     if drawer:
@@ -217,10 +220,7 @@ def _report(
     moved = detector.motion_of(found, each) == scenes.motion
     x, y, _ = world.track(scenes)
     far = torch.hypot(found.x_px - x.flatten(), found.y_px - y.flatten()).unflatten(0, (-1, each))
-    ways = {
-        name: round(float(moved[scenes.motion == number].float().mean()), 2)
-        for number, name in enumerate(MOTIONS)
-    }
+    ways = {name: round(float(moved[scenes.motion == number].float().mean()), 2) for number, name in enumerate(MOTIONS)}
     print(
         f"held out, {kind}: colour {colour.mean():.3f} last {colour[:, -1].mean():.3f}, shape {shape.mean():.3f}"
         f" last {shape[:, -1].mean():.3f}, motion {moved.float().mean():.3f} {ways},"

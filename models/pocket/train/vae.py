@@ -1,6 +1,6 @@
 """Train the VAE that both picture models share, on single pictures of the world.
 
-    python models/pocket/train/vae.py --out build/vae
+python models/pocket/train/vae.py --out build/vae
 """
 
 from collections.abc import Iterator
@@ -21,6 +21,7 @@ LATENT_NOISE = 0.08
 LATENT_COST = 1e-3
 SHAPE_WEIGHT, SHAPE_BORDER_PX = 5.0, 2
 MIDWAY_RATIO = 0.7
+CROP_PX, CROPPED_RATIO = 48, 0.6
 
 
 def main() -> None:
@@ -32,13 +33,32 @@ def main() -> None:
         trainer = Trainer(vae, chosen, average=0.99)
         for generator in trainer:
             scenes = world.sample(chosen.batch, generator, midway_ratio=MIDWAY_RATIO)
-            trainer.update(cost(vae, *world.draw(scenes), generator))
+            drawn = world.draw(scenes)
+            if trainer.progress < CROPPED_RATIO:
+                drawn = crops(*drawn, scenes, generator)
+            trainer.update(cost(vae, *drawn, generator))
         trainer.use_average()
         vae.eval()
         latents = report(vae, chosen)
     vae.register_to_config(scaling_factor=float(1 / latents.std()))
     vae.save_pretrained(chosen.out)
     print(f"{trainer.step} steps, {trainer.seconds:.0f} s, scaling factor {vae.config.scaling_factor:.4f}")
+
+
+def crops(pictures: Tensor, shapes: Tensor, scenes: world.Scenes, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A square of each picture about its shape: a fifth of the work, and more of it spent on shapes."""
+    jitter = torch.rand(2, len(scenes), generator=generator, device=pictures.device) * 32 - 16
+    parts = []
+    for place, jittered, size in ((scenes.x_px, jitter[0], world.WIDTH_PX), (scenes.y_px, jitter[1], world.HEIGHT_PX)):
+        starts = (place + jittered - CROP_PX / 2).round().long().clamp(0, size - CROP_PX)
+        parts.append(starts[:, None] + torch.arange(CROP_PX, device=pictures.device))
+    columns, rows = parts
+    batch = torch.arange(len(scenes), device=pictures.device)[:, None, None]
+
+    def cut(values: Tensor) -> Tensor:
+        return values.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+
+    return cut(pictures), cut(shapes)
 
 
 def cost(vae: AutoencoderKLTemporalDecoder, pictures: Tensor, shapes: Tensor, generator: torch.Generator) -> Tensor:
