@@ -39,7 +39,7 @@ class Sampler:
             allowed: The tokens that may be picked, [vocabulary], bool; at least one.
 
         Raises:
-            Internal: The logits are not finite (reason NOT_FINITE).
+            Internal: The logits are not finite (reason NAN_DETECTED).
         """
         with torch.inference_mode():
             row = logits.float()
@@ -51,7 +51,7 @@ class Sampler:
         if token_id == _NOT_FINITE:
             raise Internal(
                 "the model computed numbers that are not finite; a server with precision bf16 or fp32 may not",
-                reason="NOT_FINITE",
+                reason="NAN_DETECTED",
             )
         return token_id
 

@@ -76,7 +76,7 @@ def test_the_seed_decides() -> None:
 def test_numbers_that_are_not_finite_are_refused(bad: float, temperature: float) -> None:
     with pytest.raises(Internal) as caught:
         sampler(temperature=temperature).pick(torch.tensor([0.0, bad, 0.0, 0.0, 0.0]), ALL)
-    assert caught.value.reason == "NOT_FINITE"
+    assert caught.value.reason == "NAN_DETECTED"
 
 
 def test_half_precision_rows_are_summed_in_full() -> None:

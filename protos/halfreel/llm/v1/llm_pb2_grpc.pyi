@@ -40,7 +40,8 @@ class LlmServiceStub:
 
     Errors: INVALID_ARGUMENT / INVALID_FIELD, PROMPT_TOO_LONG (metadata prompt_token_count, max_output_token_count,
     context_token_count), SCHEMA_INVALID or MALFORMED_MESSAGE; RESOURCE_EXHAUSTED / QUEUE_FULL (with RetryInfo),
-    OUT_OF_MEMORY or SLOW_READER; UNAVAILABLE / MODEL_LOADING, DRAINING or ENGINE_DEAD; DEADLINE_EXCEEDED; CANCELLED.
+    OUT_OF_MEMORY or SLOW_READER; UNAVAILABLE / MODEL_LOADING, DRAINING or ENGINE_DEAD; INTERNAL / NAN_DETECTED or
+    GRAMMAR_FAILED; DEADLINE_EXCEEDED; CANCELLED.
     """
     MemoryStatus: _grpc.UnaryUnaryMultiCallable[_llm_pb2.MemoryStatusRequest, _llm_pb2.MemoryStatusResponse]
     """Tells this server's memory. Never waits for a running generation. Idempotent."""
@@ -62,7 +63,8 @@ class LlmServiceAsyncStub(LlmServiceStub):
 
     Errors: INVALID_ARGUMENT / INVALID_FIELD, PROMPT_TOO_LONG (metadata prompt_token_count, max_output_token_count,
     context_token_count), SCHEMA_INVALID or MALFORMED_MESSAGE; RESOURCE_EXHAUSTED / QUEUE_FULL (with RetryInfo),
-    OUT_OF_MEMORY or SLOW_READER; UNAVAILABLE / MODEL_LOADING, DRAINING or ENGINE_DEAD; DEADLINE_EXCEEDED; CANCELLED.
+    OUT_OF_MEMORY or SLOW_READER; UNAVAILABLE / MODEL_LOADING, DRAINING or ENGINE_DEAD; INTERNAL / NAN_DETECTED or
+    GRAMMAR_FAILED; DEADLINE_EXCEEDED; CANCELLED.
     """
     MemoryStatus: _aio.UnaryUnaryMultiCallable[_llm_pb2.MemoryStatusRequest, _llm_pb2.MemoryStatusResponse]  # type: ignore[assignment]
     """Tells this server's memory. Never waits for a running generation. Idempotent."""
@@ -87,7 +89,8 @@ class LlmServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: INVALID_ARGUMENT / INVALID_FIELD, PROMPT_TOO_LONG (metadata prompt_token_count, max_output_token_count,
         context_token_count), SCHEMA_INVALID or MALFORMED_MESSAGE; RESOURCE_EXHAUSTED / QUEUE_FULL (with RetryInfo),
-        OUT_OF_MEMORY or SLOW_READER; UNAVAILABLE / MODEL_LOADING, DRAINING or ENGINE_DEAD; DEADLINE_EXCEEDED; CANCELLED.
+        OUT_OF_MEMORY or SLOW_READER; UNAVAILABLE / MODEL_LOADING, DRAINING or ENGINE_DEAD; INTERNAL / NAN_DETECTED or
+        GRAMMAR_FAILED; DEADLINE_EXCEEDED; CANCELLED.
         """
 
     @_abc_1.abstractmethod
