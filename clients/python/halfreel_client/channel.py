@@ -36,6 +36,7 @@ OPTIONS: tuple[tuple[str, int | str], ...] = (
     # A stream may be silent for a whole denoising step: pings find out whether the server is still there.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 8_000),  # core takes a minute by default, whatever the keepalive says
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.max_receive_message_length", _MAX_RECEIVE_BYTES),
