@@ -47,7 +47,7 @@ class ClipJob:
         """Does the work, in the engine's thread.
 
         Args:
-            token: looked at before every denoising step and every chunk of decoded frames.
+            token: looked at before every denoising step and after every block of the models and chunk of frames.
 
         Yields:
             Events in the order of the work; ClipDone last.
@@ -59,7 +59,7 @@ class ClipJob:
         """
         started_at = time.monotonic()
         shortage: OutOfMemory | None = None
-        with self._memory.request(self._clip.request_id) as usage:
+        with self._memory.request(self._clip.request_id) as usage, self._model.pulse.of(token):
             try:
                 mp4 = yield from self._render(token)
             except Exception as error:
@@ -97,7 +97,6 @@ class ClipJob:
                     clip.width_px,
                     clip.height_px,
                     clip.seed,
-                    token.raise_if_cancelled,
                 )
         with Mp4Writer(
             width_px=clip.width_px, height_px=clip.height_px, fps=clip.fps, frame_count=clip.frame_count

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +59,6 @@ def draw_keyframe(
     width_px: int,
     height_px: int,
     seed: int,
-    on_step: Callable[[], None],
 ) -> Image.Image:
     """Draws a picture of exactly `width_px` x `height_px`.
 
@@ -71,16 +69,10 @@ def draw_keyframe(
         width_px: the clip's width.
         height_px: the clip's height.
         seed: decides the picture.
-        on_step: called after each denoising step; what it raises stops the drawing.
 
     Raises:
         Internal: NAN_DETECTED.
     """
-
-    def after_step(_pipeline: Any, _index: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        on_step()
-        return tensors
-
     # A scheduler that an earlier, stopped call never touched.
     pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
     drawn_width_px, drawn_height_px = defaults.size_for(width_px, height_px)
@@ -92,7 +84,6 @@ def draw_keyframe(
         guidance_scale=defaults.guidance_scale,
         generator=torch.Generator("cpu").manual_seed(seed),
         output_type="pt",
-        callback_on_step_end=after_step,
     ).images
     check_finite(pixels, "the keyframe")
     picture = pipeline.image_processor.numpy_to_pil(pipeline.image_processor.pt_to_numpy(pixels))[0]

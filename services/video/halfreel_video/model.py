@@ -13,6 +13,7 @@ from halfreel_video.folder import KEYFRAME, SVD, ModelFolder, open_folder, refus
 from halfreel_video.keyframe import KeyframeDefaults, draw_keyframe
 from halfreel_video.loading import WeightFigures, dtype_for, load_keyframe, load_svd, weight_figures
 from halfreel_video.preview import LatentColours
+from halfreel_video.pulse import Pulse
 from halfreel_video.settings import VideoSettings
 from halfreel_video.svd import Denoising, decode, encode
 
@@ -66,6 +67,7 @@ class VideoModel:
     defaults: ClipDefaults
     keyframe_defaults: KeyframeDefaults
     colours: LatentColours
+    pulse: Pulse
     weights: WeightFigures
 
     @property
@@ -104,6 +106,7 @@ def load_model(settings: VideoSettings, device: Device) -> VideoModel:
         defaults=ClipDefaults.of(svd_folder, clip_frame_count),
         keyframe_defaults=KeyframeDefaults.of(keyframe_folder, keyframe),
         colours=LatentColours(svd),
+        pulse=Pulse(svd, keyframe),
         weights=weight_figures(svd, keyframe),
     )
 
@@ -126,9 +129,7 @@ def warm_up(model: VideoModel) -> None:
         preview=False,
     )
     generator = torch.Generator("cpu").manual_seed(clip.seed)
-    picture = draw_keyframe(
-        model.keyframe, model.keyframe_defaults, "", clip.width_px, clip.height_px, clip.seed, lambda: None
-    )
+    picture = draw_keyframe(model.keyframe, model.keyframe_defaults, "", clip.width_px, clip.height_px, clip.seed)
     conditioning = encode(model.svd, picture, clip, clip.frame_count, generator)
     denoising = Denoising(model.svd, conditioning, clip, generator)
     denoising.step()

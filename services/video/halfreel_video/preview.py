@@ -34,8 +34,9 @@ class LatentColours:
         colours = torch.nn.functional.adaptive_avg_pool2d(pixels, latents.shape[-2:])
         rows = latents[0].flatten(1).T
         rows = torch.cat([rows, torch.ones(len(rows), 1)], dim=1)
-        # A small ridge term, since a VAE may leave channels unused.
-        square = rows.T @ rows + 1e-4 * torch.eye(rows.shape[1])
+        # A trace of ridge, since a VAE may leave channels unused.
+        square = rows.T @ rows
+        square += 1e-6 * square.trace() * torch.eye(len(square))
         self._map = torch.linalg.solve(square, rows.T @ colours[0].flatten(1).T)
 
     def jpeg(self, latents: torch.Tensor) -> bytes:

@@ -163,6 +163,43 @@ def test_cancelled_between_two_steps(run: Any, make_clip: Any) -> None:
     assert sum(isinstance(event, StepDone) for event in seen) == 2
 
 
+@pytest.mark.parametrize(("owner", "part"), [("svd", "unet"), ("svd", "image_encoder"), ("keyframe", "unet")])
+def test_cancelled_within_a_pass_of_a_model(
+    run: Any, make_clip: Any, model: VideoModel, monkeypatch: pytest.MonkeyPatch, owner: str, part: str
+) -> None:
+    token, finished = CancelToken(), []
+    module = getattr(getattr(model, owner), part)
+    original = module.forward
+
+    def cancel_and_go_on(*arguments: Any, **named: Any) -> Any:
+        token.cancel()
+        result = original(*arguments, **named)
+        finished.append(1)
+        return result
+
+    monkeypatch.setattr(module, "forward", cancel_and_go_on)
+    with pytest.raises(Cancelled):
+        list(run(make_clip(), token))
+    assert not finished
+
+
+def test_a_long_pass_is_no_silence_to_the_watchdog(
+    run: Any, make_clip: Any, model: VideoModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token, beats = CancelToken(), []
+    original = model.svd.vae.decode
+
+    def count_beats(*arguments: Any, **named: Any) -> Any:
+        before = token.last_beat
+        result = original(*arguments, **named)
+        beats.append(token.last_beat > before)
+        return result
+
+    monkeypatch.setattr(model.svd.vae, "decode", count_beats)
+    list(run(make_clip(), token))
+    assert beats == [True]
+
+
 def test_cancelled_between_two_chunks_of_frames(run: Any, make_clip: Any, model: VideoModel) -> None:
     token, decoded = CancelToken(), []
     original = model.svd.vae.decode
