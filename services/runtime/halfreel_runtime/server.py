@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import ipaddress
 import json
 import logging
 import os
@@ -26,8 +25,10 @@ from grpc_health.v1.health import SERVICE_NAME as HEALTH_SERVICE
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 
+from halfreel_runtime.access import Access
 from halfreel_runtime.boundary import MAX_CALL_COUNT, Boundary
 from halfreel_runtime.engine import Engine, EngineState
+from halfreel_runtime.exposure import ListenError, Protection, protection_for
 from halfreel_runtime.metrics import ServerMetrics
 from halfreel_runtime.metrics_http import MetricsEndpoint
 from halfreel_runtime.server_settings import ServerSettings
@@ -57,11 +58,10 @@ _CHANNEL_OPTIONS = (
     ("grpc.http2.max_ping_strikes", 0),
     ("grpc.max_send_message_length", _MAX_SEND_BYTES),
     ("grpc.max_concurrent_streams", _MAX_STREAMS_PER_CONNECTION),
+    # A client asks DNS again when it connects again, and only so finds servers that have been added; running streams
+    # keep the old connection for as long as they need it.
+    ("grpc.max_connection_age_ms", 60_000),
 )
-
-
-class ListenError(Exception):
-    """One line on why the server can't listen, for a person who starts it."""
 
 
 @dataclass(frozen=True)
@@ -160,25 +160,26 @@ class Server:
         """Listens, and tells so.
 
         Raises:
-            ListenError: the port is taken, or the host may not be listened on.
+            ListenError: the port is taken, the host may not be listened on, or a file of its protection can't be used.
         """
         # A thread that computes gives way to the loop after this long, instead of after Python's 5 ms.
         sys.setswitchinterval(0.001)
         settings = self._settings
-        _check_host(settings)
+        protection = protection_for(settings)
         loop = asyncio.get_running_loop()
         self._grpc = grpc.aio.server(
-            interceptors=[self._boundary],
+            interceptors=[Access(protection.tokens, self._metrics.calls), self._boundary],
             options=[*_CHANNEL_OPTIONS, ("grpc.max_receive_message_length", settings.max_receive_bytes)],
         )
         for each in self._services:
             each.register(each.servicer, self._grpc)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
-        names = [*(each.full_name for each in self._services), HEALTH_SERVICE, reflection.SERVICE_NAME]
-        reflection.enable_server_reflection(names, self._grpc)
-        self.port = self._listen()
+        if protection.tokens is None:
+            names = [*(each.full_name for each in self._services), HEALTH_SERVICE, reflection.SERVICE_NAME]
+            reflection.enable_server_reflection(names, self._grpc)
+        self.port = self._listen(protection)
         try:
-            self._endpoint = self._open_metrics(loop)
+            self._endpoint = self._open_metrics(loop, protection)
         except ListenError:
             await self._grpc.stop(0)
             raise
@@ -189,7 +190,8 @@ class Server:
             else:
                 each.engine.on_state(functools.partial(self._crossed, loop, each.full_name))
         await self._grpc.start()
-        _logger.info("listening", extra={"port": self.port, "metrics_port": self.metrics_port})
+        protected = {"tls": protection.tls is not None, "tokens": protection.tokens is not None}
+        _logger.info("listening", extra={"port": self.port, "metrics_port": self.metrics_port, **protected})
         self._write_port_file()
 
     async def stop(self, grace_s: float) -> None:
@@ -242,7 +244,7 @@ class Server:
         if state is EngineState.DEAD:
             self._stop.set()
 
-    def _listen(self) -> int:
+    def _listen(self, protection: Protection) -> int:
         settings = self._settings
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         try:
@@ -251,11 +253,13 @@ class Server:
             with socket.socket(family) as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind((settings.host, settings.port))
-            return self._grpc.add_insecure_port(f"{host}:{settings.port}")
+            if protection.tls is None:
+                return self._grpc.add_insecure_port(f"{host}:{settings.port}")
+            return self._grpc.add_secure_port(f"{host}:{settings.port}", protection.tls.grpc_credentials())
         except (OSError, RuntimeError) as error:
             raise ListenError(self._refused("port", settings.port, error)) from None
 
-    def _open_metrics(self, loop: asyncio.AbstractEventLoop) -> MetricsEndpoint:
+    def _open_metrics(self, loop: asyncio.AbstractEventLoop, protection: Protection) -> MetricsEndpoint:
         settings = self._settings
         try:
             return MetricsEndpoint(
@@ -264,6 +268,8 @@ class Server:
                 self._metrics.registry,
                 live=lambda: not self._dead and _answers(loop),
                 ready=lambda: self._ready and _answers(loop),
+                tls=protection.tls,
+                tokens=protection.tokens,
             )
         except OSError as error:
             raise ListenError(self._refused("metrics_port", settings.metrics_port, error)) from None
@@ -281,18 +287,6 @@ class Server:
         half_written = path.with_name(f".{path.name}.{os.getpid()}")
         half_written.write_text(text, encoding="utf-8")
         half_written.replace(path)
-
-
-def _check_host(settings: ServerSettings) -> None:
-    try:
-        loopback = ipaddress.ip_address(settings.host).is_loopback
-    except ValueError:
-        loopback = settings.host == "localhost"
-    if not loopback and not settings.allow_insecure_listen:
-        raise ListenError(
-            f"host is {settings.host}; only loopback (127.0.0.1, ::1) may be listened on without encryption and "
-            "sign-in, unless allow_insecure_listen is true"
-        )
 
 
 def _answers(loop: asyncio.AbstractEventLoop) -> bool:
