@@ -120,7 +120,7 @@ class Boundary(grpc.aio.ServerInterceptor):
 
     @contextlib.asynccontextmanager
     async def _call(self, method: str, context: Context) -> AsyncGenerator[None, None]:
-        request_id = _request_id(context)
+        request_id = request_id_of(context)
         request_id_var.set(request_id)
         context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
         left_s = context.time_remaining()
@@ -145,12 +145,12 @@ class Boundary(grpc.aio.ServerInterceptor):
                 raise
             task.uncancel()
             code = grpc.StatusCode.UNAVAILABLE
-            await _abort(context, Draining("The server is about to stop; call again."), request_id)
+            await abort(context, Draining("The server is about to stop; call again."), request_id)
         except Exception as error:
             code = as_halfreel_error(error, request_id).code
             if code is grpc.StatusCode.INTERNAL:
                 _logger.exception("call_failed", extra={"method": method})
-            await _abort(context, error, request_id)
+            await abort(context, error, request_id)
         finally:
             self._metrics.ended(method, code, time.monotonic() - began)
             _logger.info("call", extra={"method": method, "code": code.name, "seconds": _since(began)})
@@ -175,13 +175,13 @@ def _parsed(parse: Callable[[bytes], Any], raw: bytes) -> Any:
         ) from None
 
 
-def _request_id(context: Context) -> str:
+def request_id_of(context: Context) -> str:
     """The client's own id where it is fit for a header and a log line, else a new one."""
     given = dict(context.invocation_metadata() or ()).get(REQUEST_ID_KEY)
     return given if isinstance(given, str) and _REQUEST_ID.fullmatch(given) else str(uuid.uuid4())
 
 
-async def _abort(context: Context, error: Exception, request_id: str) -> None:
+async def abort(context: Context, error: Exception, request_id: str) -> None:
     """Ends the call with the error's status; raises what gRPC wants raised."""
     status = status_of(error, request_id)
     ours = as_halfreel_error(error, request_id)

@@ -27,6 +27,7 @@ class CallMetrics:
 
     def __init__(self, service: str, registry: CollectorRegistry) -> None:
         self._service = service
+        self._methods: set[str] = set()
         names = ("service", "method")
         self._total = Counter(
             "halfreel_requests", "Calls that ended, by status code.", (*names, "code"), registry=registry
@@ -43,9 +44,15 @@ class CallMetrics:
     def add_method(self, method: str) -> None:
         """Makes a method's zero values; "/package.Service/Method" as gRPC names it."""
         name = _method_name(method)
+        self._methods.add(method)
         self._total.labels(self._service, name, grpc.StatusCode.OK.name)
         self._seconds.labels(self._service, name)
         self._open.labels(self._service, name)
+
+    def refused(self, method: str, code: grpc.StatusCode) -> None:
+        """A call was not let in; one to a method that is not ours leaves no trace, or clients could name labels."""
+        if method in self._methods:
+            self._total.labels(self._service, _method_name(method), code.name).inc()
 
     def began(self, method: str) -> None:
         """A call began."""

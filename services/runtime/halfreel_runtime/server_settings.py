@@ -40,8 +40,20 @@ class ServerSettings(BaseSettings):
     port_file: LocalPath | None = Field(
         None, description="File to write the ports and the process id into, as JSON, once the server listens."
     )
+    tls_certificate_file: LocalPath | None = Field(
+        None, description="Certificate of the server, PEM, for gRPC and metrics; read again when it changes."
+    )
+    tls_key_file: LocalPath | None = Field(
+        None, description="Key of tls_certificate_file, PEM; nobody else may be able to read it."
+    )
+    tls_client_ca_file: LocalPath | None = Field(
+        None, description="CA certificates, PEM: gRPC clients must show a certificate signed by one of them."
+    )
+    tokens_file: LocalPath | None = Field(
+        None, description="Tokens that calls must show one of, as `halfreel tokens` writes them; read again."
+    )
     allow_insecure_listen: bool = Field(
-        False, description="Allows a host other than loopback although the connection is neither secret nor checked."
+        False, description="Allows a host other than loopback although TLS or tokens are missing."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
     max_receive_bytes: int = Field(
