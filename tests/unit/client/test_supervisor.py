@@ -71,7 +71,11 @@ def test_delays_double(tmp_path: Path, spec: Spec, until: Until) -> None:
         until(lambda: supervisor.statuses[0].failure_count >= 3)
         assert supervisor.statuses[0].problem == "ended with code 1: no model there"
         notes = [supervisor.notes.get_nowait().text for _ in range(supervisor.notes.qsize())]
-    assert [note.rpartition("again in ")[2] for note in notes[:3]] == ["0.5 s", "1 s", "2 s"]
+    assert notes[:6] == [
+        text
+        for delay in ("0.5 s", "1 s", "2 s")
+        for text in ("no model there", f"ended with code 1; starts again in {delay}")
+    ]
 
 
 def test_wrong_settings_stop_everything(tmp_path: Path, spec: Spec, until: Until, alive: Alive) -> None:

@@ -19,6 +19,10 @@ from halfreel_client.film_events import (
     Waiting,
 )
 
+# Parts of the whole work, as the gateway counts them; joining is the rest.
+_SCRIPT_SHARE = 0.10
+_SCENES_SHARE = 0.85
+
 
 @dataclass(frozen=True, slots=True)
 class SceneProgress:
@@ -54,6 +58,14 @@ class FilmProgress:
         self._known_number = 0
         self._script_text = ""
         self._script_attempt = 0
+
+    @property
+    def ratio(self) -> float:
+        """Of all the work, how much is done: as the gateway last said, and what the scenes' steps have added since."""
+        if self.state is not FilmState.RENDERING or not self.scenes:
+            return self.progress_ratio
+        done = sum(scene.ratio for scene in self.scenes.values()) / len(self.scenes)
+        return max(self.progress_ratio, _SCRIPT_SHARE + _SCENES_SHARE * done)
 
     @property
     def script(self) -> PartialScript:

@@ -128,7 +128,7 @@ class LiveView:
             table.add_row(
                 Text(f"{index + 1:2}", style="dim"),
                 Text(printable(scene.narration)),
-                Text(scene.stage if scene.state is SceneState.RENDERING else scene.state, style=style),
+                Text(_stage_text(scene), style=style),
                 ProgressBar(total=1.0, completed=scene.ratio, width=_BAR_COLUMNS),
                 Text(f"{scene.step_index}/{scene.step_count}" if scene.step_count else ""),
                 Text(_remaining_text(scene), style="dim"),
@@ -155,9 +155,15 @@ def _overall(progress: FilmProgress) -> Table:
     table = Table.grid(padding=(0, 1), expand=True)
     table.add_column(ratio=1)
     table.add_column(width=5, justify="right")
-    bar = ProgressBar(total=1.0, completed=progress.progress_ratio)
-    table.add_row(bar, f"{progress.progress_ratio:.0%}")
+    bar = ProgressBar(total=1.0, completed=progress.ratio)
+    table.add_row(bar, f"{progress.ratio:.0%}")
     return table
+
+
+def _stage_text(scene: SceneProgress) -> str:
+    if scene.state is SceneState.RENDERING:
+        return scene.stage
+    return "done" if scene.state is SceneState.SUCCEEDED else scene.state
 
 
 def _remaining_text(scene: SceneProgress) -> str:

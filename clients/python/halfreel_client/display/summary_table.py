@@ -17,7 +17,10 @@ from halfreel_client.film import Film
 def summary_tables(film: Film, summary: Summary, path: Path | None) -> RenderableType:
     """Script, figures of the film, seconds of the stages, peaks of the phases, and where the film is."""
     parts: list[RenderableType] = [Text(printable(film.title), style="bold")]
-    parts += [Text(f"{scene.index + 1:2}  {printable(scene.narration)}") for scene in film.scenes]
+    script = Table.grid(padding=(0, 2))
+    for scene in film.scenes:
+        script.add_row(Text(f"{scene.index + 1:2}", style="dim"), Text(printable(scene.narration)))
+    parts.append(script)
     if film.video is not None:
         parts.append(
             Text(

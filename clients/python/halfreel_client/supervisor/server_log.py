@@ -8,8 +8,8 @@ from typing import BinaryIO
 
 _ROLL_BYTES = 16 * 1024 * 1024
 _SHOWN_CHARACTERS = 400
-# The servers' word for a mistake in what they were told; `reason` is a sentence.
-_NOT_STARTED = "not_started"
+# The servers' words for mistakes in what they were told; there `reason` is a sentence.
+_REASON_SAYS_ALL = frozenset({"not_started", "not_listening", "model_not_loaded"})
 _PLAIN_FIELDS = frozenset({"time", "level", "service", "logger", "event", "request_id", "exception"})
 
 
@@ -57,7 +57,7 @@ def _read_line(line: str) -> tuple[str, bool]:
         return line.strip()[:_SHOWN_CHARACTERS], False
     if not isinstance(record, dict) or record.get("level") not in ("error", "critical"):
         return "", False
-    if record.get("event") == _NOT_STARTED:
+    if record.get("event") in _REASON_SAYS_ALL:
         return str(record.get("reason", ""))[:_SHOWN_CHARACTERS], True
     details = ", ".join(f"{key}={value}" for key, value in record.items() if key not in _PLAIN_FIELDS)
     text = f"{record.get('event', '')} ({details})" if details else str(record.get("event", ""))

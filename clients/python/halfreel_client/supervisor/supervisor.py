@@ -70,6 +70,7 @@ class _Server:
         self.state = ServerState.WAITING
         self.failure_count = 0
         self.problem = ""
+        self.noted = ""
         self.start_at = 0.0
         self.check_at = 0.0
         self.serving_since = 0.0
@@ -187,8 +188,7 @@ class Supervisor:
         if (code := child.exit_code()) is not None:
             self._died(server, code, now)
             return
-        for text in child.log.new_errors():
-            self.notes.put(Note(child.spec.name, text))
+        self._note(server, child.log.new_errors())
         if server.state is ServerState.STARTING:
             if child.listens():
                 server.state, server.check_at = ServerState.LOADING, 0.0
@@ -212,14 +212,22 @@ class Supervisor:
         if code == CONFIGURATION_ERROR:
             server.state, server.problem = ServerState.REFUSED, said or server.problem
             return
-        for text in errors:
-            self.notes.put(Note(server.child.spec.name, text))
+        if said:
+            errors = [*(text for text in errors if text != said), said]
+        self._note(server, errors)
         if server.state is ServerState.SERVING and now - server.serving_since > _STEADY_S:
             server.failure_count = 0
         delay_s = min(_FIRST_DELAY_S * 2**server.failure_count, _LAST_DELAY_S)
         server.failure_count += 1
         server.state, server.start_at = ServerState.RESTARTING, now + delay_s
-        self.notes.put(Note(server.child.spec.name, f"{server.problem}; starts again in {delay_s:g} s"))
+        self._note(server, [f"{_exit_text(code)}; starts again in {delay_s:g} s"])
+
+    def _note(self, server: _Server, texts: list[str]) -> None:
+        """Tells each text, but for the one told last: what a server said at its end was mostly heard before."""
+        for text in texts:
+            if text != server.noted:
+                self.notes.put(Note(server.child.spec.name, text))
+                server.noted = text
 
     def _end(self, server: _Server) -> None:
         child = server.child
