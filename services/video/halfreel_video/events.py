@@ -51,6 +51,7 @@ class ClipDone:
     """The finished MP4, and what it took."""
 
     mp4: bytes
+    sha256: str
     queue_s: float
     generate_s: float
     stage_s: Mapping[Stage, float]

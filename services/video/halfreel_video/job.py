@@ -5,6 +5,7 @@ Knows nothing of gRPC, queues or other requests.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
 from collections.abc import Generator, Iterator
@@ -75,6 +76,7 @@ class ClipJob:
             raise shortage
         yield ClipDone(
             mp4=mp4,
+            sha256=hashlib.sha256(mp4).hexdigest(),
             queue_s=started_at - self._accepted_at,
             generate_s=time.monotonic() - started_at,
             stage_s=self._stage_s,

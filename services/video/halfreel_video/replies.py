@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from datetime import timedelta
 
@@ -85,7 +84,7 @@ def model_response(model: VideoModel, limits: Limits, max_waiting_request_count:
 def _completed(done: ClipDone, clip: ClipRequest, model: VideoModel) -> video_pb2.GenerateResponse.Completed:
     return Response.Completed(
         size_bytes=len(done.mp4),
-        sha256=hashlib.sha256(done.mp4).hexdigest(),
+        sha256=done.sha256,
         width_px=clip.width_px,
         height_px=clip.height_px,
         frame_count=clip.frame_count,

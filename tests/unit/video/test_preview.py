@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from halfreel_video.preview import LatentColours
 from PIL import Image
+
+from halfreel_video.preview import LatentColours
 
 SCALING_FACTOR = 0.2
 
