@@ -1,7 +1,7 @@
 """Runs a server as a container would, without a container engine: in namespaces of its own, as a user of its own.
 
 It has the image's paths, a root it can't write, /tmp and its data folder besides, no rights, and no network but
-loopback. Needs root, unshare, nsenter, setpriv (util-linux) and ip (iproute2).
+loopback, which several may share. Needs root, unshare, nsenter, setpriv (util-linux) and ip (iproute2).
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from dockerfile import Stage
 # What a container's engine does with an image, by hand. The interpreter may be in a home that others may not enter.
 _ENTER = """
 set -eu
-ip link set lo up
+[ -z "$OWN_NET" ] || ip link set lo up
 mount -t tmpfs -o mode=755 tmpfs /mnt
 mkdir /mnt/python /mnt/venv /mnt/state /mnt/secrets
 mount --bind "$PYTHON_HOME" /mnt/python
@@ -36,6 +35,7 @@ mount --bind /mnt/python "$PYTHON_HOME"
 mount --bind /mnt/venv /opt/halfreel
 mount --bind /mnt/state /var/lib/halfreel
 mount --bind /mnt/secrets /run/secrets
+mount --bind "$HOSTS" /etc/hosts
 umount /mnt/python /mnt/venv /mnt/state /mnt/secrets
 for folder in / /opt /opt/halfreel /var/lib /var/cache /run /run/secrets /root "$PYTHON_HOME" /mnt; do
   mount -o remount,bind,ro "$folder"
@@ -56,7 +56,7 @@ class Contained:
 
     def run(self, command: Sequence[str], timeout_s: float = 30.0) -> subprocess.CompletedProcess[str]:
         """Runs a command beside the server, as `docker exec` does."""
-        inside = ["nsenter", f"--target={self.process.pid}", "--mount", "--net", *_as_user(self.stage)]
+        inside = ["nsenter", f"--target={self.process.pid}", "--mount", "--ipc", "--net", *_as_user(self.stage)]
         return subprocess.run(
             [*inside, "env", "-i", *_assignments(self.environ), *command],
             capture_output=True, text=True, timeout=timeout_s,
@@ -85,34 +85,59 @@ class Contained:
 
 @contextlib.contextmanager
 def contained(
-    stage: Stage, venv: Path, folder: Path, environ: Mapping[str, str] | None = None, secrets: Path | None = None
+    stage: Stage,
+    venv: Path,
+    folder: Path,
+    *,
+    environ: Mapping[str, str] | None = None,
+    secrets: Path | None = None,
+    beside: Contained | None = None,
+    hosts: Sequence[str] = (),
 ) -> Iterator[Contained]:
-    """Starts the server of an image's last stage from the environment that its first stage made."""
-    state, empty = folder / "state", folder / "empty"
+    """Starts the server of an image's last stage from the environment that its first stage made.
+
+    Args:
+        stage: the last of the image's Dockerfile.
+        venv: what its first stage made.
+        folder: for the server's data and its log; its own alone.
+        environ: variables beside the image's.
+        secrets: what is under /run/secrets.
+        beside: whose network it shares.
+        hosts: names of this machine, beside localhost.
+    """
+    state, empty, names = folder / "state", folder / "empty", folder / "hosts"
     user = int(stage.one("USER").split(":")[0])
     for path in (state, empty):
         path.mkdir(mode=0o700)
     os.chown(state, user, user)
+    names.write_text(f"127.0.0.1 {' '.join(['localhost', *hosts])}\n")
     merged = {**stage.pairs("ENV"), **(environ or {})}
     merged["PATH"] = merged["PATH"].replace("$PATH", "/usr/local/bin:/usr/bin:/bin")
     start = [*_as_user(stage), "env", "-i", *_assignments(merged), *stage.words("ENTRYPOINT")]
     script = f"{_ENTER}\ncd {stage.one('WORKDIR')}\nexec {shlex.join(start)}"
+    network = [] if beside is None else ["nsenter", f"--target={beside.process.pid}", "--net"]
+    apart = ["unshare", "--mount", "--ipc", "--propagation=private", *(["--net"] if beside is None else [])]
     log = folder / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            ["unshare", "--mount", "--net", "--ipc", "--propagation=private", "sh", "-c", script],
+            [*network, *apart, "sh", "-c", script],
             env={
-                "PATH": os.environ["PATH"], "PYTHON_HOME": sys.base_prefix, "VENV": str(venv), "STATE": str(state),
+                "PATH": os.environ["PATH"],
+                "PYTHON_HOME": sys.base_prefix,
+                "VENV": str(venv),
+                "STATE": str(state),
                 "SECRETS": str(secrets or empty),
+                "HOSTS": str(names),
+                "OWN_NET": "" if beside else "yes",
             },
-            stdout=output, stderr=output,
-        )  # fmt: skip
+            stdout=output,
+            stderr=output,
+        )
     try:
         yield Contained(process, stage, merged, log)
     finally:
         process.kill()
         process.wait()
-        shutil.rmtree(state)
 
 
 def _as_user(stage: Stage) -> list[str]:

@@ -1,9 +1,36 @@
-"""The programs of requirements-deploy.txt are those beside this Python, whatever the PATH."""
+"""What the tests of deploy/ share: the environments of the images, each made once by its Dockerfile's own steps."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pytest
+from dockerfile import ROOT, execute, read_stages
+
+# The programs of requirements-deploy.txt are those beside this Python, whatever the PATH.
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("namespaces") is not None and os.geteuid() != 0:
+        pytest.skip("needs root, to make namespaces")
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Path]]:
+    """Gives the virtual environment of an image, from a fresh folder; gigabytes, which are removed in the end."""
+    made: dict[str, Path] = {}
+
+    def make(image: str) -> Path:
+        if image not in made:
+            folder = tmp_path_factory.mktemp(image)
+            made[image] = execute(read_stages(ROOT / "deploy" / "docker" / f"{image}.Dockerfile")[0], folder)
+        return made[image]
+
+    yield make
+    for path in made.values():
+        shutil.rmtree(path.parent)

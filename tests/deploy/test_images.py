@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from contained import contained
-from dockerfile import ROOT, Stage, execute, read_stages
+from dockerfile import ROOT, Stage, read_stages
 
 IMAGES = ("gateway", "llm", "video", "llm-cuda", "video-cuda")
 MEBIBYTE = 2**20
 GATEWAY_MAX_BYTES = 300 * MEBIBYTE
-needs_namespaces = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make namespaces")
 
 # Each must fail in a container: what it tries, and the error that it gets.
 ATTEMPTS = """
@@ -52,12 +51,13 @@ def size_bytes(folder: Path) -> int:
     return sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
 
 
-@needs_namespaces
+@pytest.mark.namespaces
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("service", ["gateway", "llm", "video"])
-def test_install_steps_give_a_server_that_answers(service: str, tmp_path: Path) -> None:
-    build, final = stages(service)
-    venv = execute(build, tmp_path)
+def test_install_steps_give_a_server_that_answers(
+    service: str, environment: Callable[[str], Path], tmp_path: Path
+) -> None:
+    venv, final = environment(service), stages(service)[-1]
     packages = next(venv.glob("lib/python3.*/site-packages"))
     names = {path.name for path in packages.iterdir()}
     print(f"{service}: site-packages {size_bytes(packages) / MEBIBYTE:.0f} MiB")
@@ -68,9 +68,6 @@ def test_install_steps_give_a_server_that_answers(service: str, tmp_path: Path) 
     else:
         assert "torch" in names
 
-    for path in (tmp_path, *tmp_path.parents):
-        if path.stat().st_uid == os.geteuid():
-            path.chmod(path.stat().st_mode | 0o011)
     with contained(final, venv, tmp_path) as server:
         server.wait_healthy(timeout_s=180)
         port = final.one("EXPOSE").split()[0]
