@@ -7,6 +7,7 @@ import pwd
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,14 @@ from gateway_process import Gateway
 from halfreel.gateway.v1 import gateway_pb2 as pb
 
 pytestmark = pytest.mark.postgresql
+
+# Runs a program as another user, in a process of its own: subprocess's `user` forks this one, gRPC's threads and all.
+BECOME = """
+import os, pwd, sys
+entry = pwd.getpwnam(sys.argv[1])
+os.setgroups([]), os.setgid(entry.pw_gid), os.setuid(entry.pw_uid)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +44,9 @@ def postgresql(postgresql_programs: Path) -> Iterator[str]:
 
     def run(program: str, *arguments: str) -> None:
         command = [str(postgresql_programs / program), *arguments]
-        subprocess.run(command, check=True, user=user, cwd=folder, stdout=subprocess.DEVNULL, timeout=60)
+        if user is not None:
+            command = [sys.executable, "-c", BECOME, user, *command]
+        subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL, timeout=60)
 
     data = str(folder / "data")
     run("initdb", "-D", data, "-U", "halfreel", "-A", "trust", "--no-sync")
@@ -48,17 +59,18 @@ def postgresql(postgresql_programs: Path) -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture
-def gateways(postgresql: str, own_gateway: Gateway, llm: Serving, video: Serving) -> Iterator[tuple[Gateway, Gateway]]:
+@pytest.fixture(scope="module")
+def gateways(
+    postgresql: str, tmp_path_factory: pytest.TempPathFactory, llm: Serving, video: Serving
+) -> Iterator[tuple[Gateway, Gateway]]:
     """Two gateways that share a database and a data folder."""
-    (own_gateway.folder / "b").mkdir()
-    other = Gateway(own_gateway.folder / "b", [llm.address], [video.address])
-    own_gateway.settings["database_url"] = postgresql
-    other.settings |= {"database_url": postgresql, "data_dir": own_gateway.data_dir, "executor_id": "other"}
-    own_gateway.start()
-    other.start()
-    yield own_gateway, other
-    other.stop()
+    one, other = (Gateway(tmp_path_factory.mktemp(name), [llm.address], [video.address]) for name in ("one", "other"))
+    for gateway, name in ((one, "one"), (other, "other")):
+        gateway.settings |= {"database_url": postgresql, "data_dir": one.data_dir, "executor_id": name}
+        gateway.start()
+    yield one, other
+    for gateway in (one, other):
+        gateway.stop()
 
 
 def test_a_film_is_made_and_seen_from_both(gateways: tuple[Gateway, Gateway], video: Serving) -> None:
