@@ -191,7 +191,10 @@ def report(pipeline: StableVideoDiffusionPipeline, chosen: Options, drawer: Path
     _report(pipeline, chosen, "true pictures", scenes, firsts)
     if drawer:
         drawn = drawn_pictures(_drawer(drawer, chosen), scenes, torch.Generator(chosen.device).manual_seed(6))
-        _report(pipeline, chosen, "drawn pictures", *drawn)
+        if len(drawn[0]):
+            _report(pipeline, chosen, "drawn pictures", *drawn)
+        else:
+            print("no drawn picture shows what it should", flush=True)
 
 
 def _report(

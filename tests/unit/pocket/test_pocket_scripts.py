@@ -23,8 +23,10 @@ def test_a_script_says_what_its_scenes_are():
     for _ in range(200):
         scene = scripts.random_scene(rng)
         written = json.loads(scripts.script_of([scene], rng))["scenes"][0]
+        thing, where = f"{scene.size} {scene.colour} {scene.shape}", BACKGROUNDS[scene.background][0]
         for text in (written["picture"], written["narration"]):
-            assert f"{scene.size} {scene.colour} {scene.shape} {BACKGROUNDS[scene.background][0]}" in text
+            assert thing in text
+            assert where in text
         assert written["motion"] == scene.motion
         assert MOTIONS[scene.motion][0][0] in written["picture"]
 
