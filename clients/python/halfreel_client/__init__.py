@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         VideoChunk,
         VideoModel,
     )
+    from halfreel_client.credentials import Credentials, CredentialsError
     from halfreel_client.errors import (
         AlreadyExists,
         Cancelled,
@@ -110,6 +111,8 @@ __all__ = [
     "ClipCompleted",
     "ClipEvent",
     "ClipRequest",
+    "Credentials",
+    "CredentialsError",
     "DataLoss",
     "DeadlineExceeded",
     "DeviceKind",
@@ -178,6 +181,7 @@ _HOMES = (
     "aio_model_clients",
     "client",
     "clip",
+    "credentials",
     "errors",
     "film",
     "film_events",

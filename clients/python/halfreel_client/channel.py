@@ -6,6 +6,13 @@ import json
 
 import grpc
 
+from halfreel_client.credentials import (
+    AioStreamTokenInterceptor,
+    AioUnaryTokenInterceptor,
+    Credentials,
+    TokenInterceptor,
+)
+
 DEFAULT_ADDRESS = "127.0.0.1:7600"
 DEFAULT_LLM_ADDRESS = "127.0.0.1:7601"
 DEFAULT_VIDEO_ADDRESS = "127.0.0.1:7602"
@@ -52,11 +59,29 @@ OPTIONS: tuple[tuple[str, int | str], ...] = (
 )
 
 
-def open_channel(address: str) -> grpc.Channel:
-    """A blocking channel to `address`, as host:port. Connects at the first call."""
-    return grpc.insecure_channel(address, options=OPTIONS)
+def open_channel(address: str, credentials: Credentials | None = None) -> grpc.Channel:
+    """A blocking channel to `address`, as host:port. Connects at the first call.
+
+    Raises:
+        CredentialsError: the credentials do not go together, or can't be read.
+    """
+    own = credentials or Credentials()
+    tls, token = own.channel_credentials(), own.token(address)
+    channel = (
+        grpc.secure_channel(address, tls, options=OPTIONS) if tls else grpc.insecure_channel(address, options=OPTIONS)
+    )
+    return grpc.intercept_channel(channel, TokenInterceptor(token)) if token else channel
 
 
-def open_aio_channel(address: str) -> grpc.aio.Channel:
-    """An asyncio channel to `address`, as host:port. Connects at the first call."""
-    return grpc.aio.insecure_channel(address, options=OPTIONS)
+def open_aio_channel(address: str, credentials: Credentials | None = None) -> grpc.aio.Channel:
+    """An asyncio channel to `address`, as host:port. Connects at the first call.
+
+    Raises:
+        CredentialsError: the credentials do not go together, or can't be read.
+    """
+    own = credentials or Credentials()
+    tls, token = own.channel_credentials(), own.token(address)
+    interceptors = [AioUnaryTokenInterceptor(token), AioStreamTokenInterceptor(token)] if token else []
+    if tls:
+        return grpc.aio.secure_channel(address, tls, options=OPTIONS, interceptors=interceptors)
+    return grpc.aio.insecure_channel(address, options=OPTIONS, interceptors=interceptors)

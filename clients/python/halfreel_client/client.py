@@ -14,6 +14,7 @@ import grpc
 
 from halfreel.gateway.v1 import gateway_pb2, gateway_pb2_grpc
 from halfreel_client.channel import DEFAULT_ADDRESS, open_channel
+from halfreel_client.credentials import Credentials
 from halfreel_client.download import Download
 from halfreel_client.errors import HalfreelError, raising
 from halfreel_client.film import Film, FilmPage, FilmSettings, create_request, film_from, video_of
@@ -28,17 +29,25 @@ class Client:
 
     Args:
         address: the gateway, as host:port.
+        credentials: certificates and token, for a gateway that asks for them.
         timeout_s: limit of every call but for streams, in seconds.
         patience_s: how long a call that may be made again is made again while the gateway is unavailable, in seconds.
 
     Every method raises HalfreelError, see `halfreel_client.errors`.
     """
 
-    def __init__(self, address: str = DEFAULT_ADDRESS, *, timeout_s: float = 30.0, patience_s: float = 60.0) -> None:
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        credentials: Credentials | None = None,
+        timeout_s: float = 30.0,
+        patience_s: float = 60.0,
+    ) -> None:
         self.address = address
         self._timeout_s = timeout_s
         self._patience_s = patience_s
-        self._channel = open_channel(address)
+        self._channel = open_channel(address, credentials)
         self._stub = gateway_pb2_grpc.GatewayServiceStub(self._channel)
 
     def __enter__(self) -> Self:

@@ -17,6 +17,7 @@ from halfreel_client.clip import (
     clip_request,
     video_model_from,
 )
+from halfreel_client.credentials import Credentials
 from halfreel_client.errors import raising
 from halfreel_client.memory import MemoryReport, report_from
 from halfreel_client.text import LlmModel, TextEvent, TextRequest, llm_model_from, text_event_from, text_request
@@ -25,10 +26,10 @@ from halfreel_client.text import LlmModel, TextEvent, TextRequest, llm_model_fro
 class _ModelClient:
     """What both have: a channel, and an end."""
 
-    def __init__(self, address: str, timeout_s: float) -> None:
+    def __init__(self, address: str, credentials: Credentials | None, timeout_s: float) -> None:
         self.address = address
         self._timeout_s = timeout_s
-        self._channel = open_channel(address)
+        self._channel = open_channel(address, credentials)
 
     def __enter__(self) -> Self:
         return self
@@ -48,13 +49,20 @@ class LlmClient(_ModelClient):
 
     Args:
         address: the server, as host:port.
+        credentials: certificates and token, for a server that asks for them.
         timeout_s: limit of every call but `generate`, in seconds.
 
     Every method raises HalfreelError, see `halfreel_client.errors`.
     """
 
-    def __init__(self, address: str = DEFAULT_LLM_ADDRESS, *, timeout_s: float = 30.0) -> None:
-        super().__init__(address, timeout_s)
+    def __init__(
+        self,
+        address: str = DEFAULT_LLM_ADDRESS,
+        *,
+        credentials: Credentials | None = None,
+        timeout_s: float = 30.0,
+    ) -> None:
+        super().__init__(address, credentials, timeout_s)
         self._stub = llm_pb2_grpc.LlmServiceStub(self._channel)
 
     def generate(self, request: TextRequest, *, timeout_s: float | None = None) -> Iterator[TextEvent]:
@@ -85,13 +93,20 @@ class VideoClient(_ModelClient):
 
     Args:
         address: the server, as host:port.
+        credentials: certificates and token, for a server that asks for them.
         timeout_s: limit of every call but `generate`, in seconds.
 
     Every method raises HalfreelError, see `halfreel_client.errors`.
     """
 
-    def __init__(self, address: str = DEFAULT_VIDEO_ADDRESS, *, timeout_s: float = 30.0) -> None:
-        super().__init__(address, timeout_s)
+    def __init__(
+        self,
+        address: str = DEFAULT_VIDEO_ADDRESS,
+        *,
+        credentials: Credentials | None = None,
+        timeout_s: float = 30.0,
+    ) -> None:
+        super().__init__(address, credentials, timeout_s)
         self._stub = video_pb2_grpc.VideoServiceStub(self._channel)
 
     def generate(self, request: ClipRequest, *, timeout_s: float | None = None) -> Iterator[ClipEvent]:

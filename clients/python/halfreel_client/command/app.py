@@ -9,12 +9,14 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from halfreel_client.command.certs import certs_command
 from halfreel_client.command.doctor import doctor_command
 from halfreel_client.command.exits import EXIT_CODES_TEXT, telling_errors
 from halfreel_client.command.films import cancel_command, delete_command, films_command, watch_command
 from halfreel_client.command.make import make_command
 from halfreel_client.command.pull import MODELS_TEXT, pull_command
 from halfreel_client.command.status import status_command
+from halfreel_client.command.tokens import tokens_app
 from halfreel_client.command.up import down_command, up_command
 
 
@@ -64,6 +66,8 @@ for _name, _command in (
     ("delete", delete_command),
     ("status", status_command),
     ("doctor", doctor_command),
+    ("certs", certs_command),
 ):
     app.command(_name, epilog=EXIT_CODES_TEXT)(_command)
+app.add_typer(tokens_app, name="tokens")
 app.command("pull", epilog=f"{MODELS_TEXT}\n\n{EXIT_CODES_TEXT}")(pull_command)

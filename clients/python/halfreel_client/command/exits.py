@@ -10,6 +10,7 @@ from enum import IntEnum
 
 import typer
 
+from halfreel_client.credentials import CredentialsError
 from halfreel_client.display.as_json import as_json, json_line
 from halfreel_client.display.printable import printable
 from halfreel_client.errors import (
@@ -84,6 +85,8 @@ def telling_errors(context: typer.Context) -> Iterator[None]:
         _end(context, error.message, error.code, {"message": error.message})
     except HalfreelError as error:
         _end(context, _sentence(error), exit_code_of(error), as_json(error))
+    except CredentialsError as error:
+        _end(context, str(error), ExitCode.USAGE, {"message": str(error)})
     except BrokenPipeError:
         # The reader of our output has left, as `head` does. Nothing more can be said to it.
         sys.stdout = None  # or Python would try to flush it, and complain

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from halfreel_client.aio_client import AsyncClient
 from halfreel_client.command.exits import CommandError, ExitCode, speak_json
-from halfreel_client.command.gateway import calling
+from halfreel_client.command.gateway import calling, own_credentials
 from halfreel_client.command.interruption import run_interruptible
 from halfreel_client.command.make import check_output, view_for
 from halfreel_client.command.making import follow, reach
@@ -108,7 +108,7 @@ def delete_command(film_id: FilmId, address: Address = None, data_dir: DataDir =
 
 
 async def _watch(address: str, film_id: str, view: View, output: Path | None, after: int | None) -> None:
-    async with AsyncClient(address) as client:
+    async with AsyncClient(address, credentials=own_credentials()) as client:
         await reach(client)
         await follow(client, film_id, view, output, after)
 

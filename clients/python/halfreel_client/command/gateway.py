@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from halfreel_client.client import Client
 from halfreel_client.command.exits import CommandError, ExitCode
+from halfreel_client.credentials import Credentials
 
 REACH_S = 2.0
 # One call is tried again for so long: a person waits for it.
@@ -20,10 +22,15 @@ def calling(address: str) -> Iterator[Client]:
     Raises:
         CommandError: none does.
     """
-    with Client(address, patience_s=_PATIENCE_S) as client:
+    with Client(address, credentials=own_credentials(), patience_s=_PATIENCE_S) as client:
         if not client.wait_reachable(REACH_S):
             raise unreached(address)
         yield client
+
+
+def own_credentials() -> Credentials:
+    """What this user's environment says of certificates and token."""
+    return Credentials.from_environment(os.environ)
 
 
 def unreached(address: str) -> CommandError:

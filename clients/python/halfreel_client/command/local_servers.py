@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,12 +14,16 @@ from pathlib import Path
 from halfreel_client.command.exits import CommandError, ExitCode
 from halfreel_client.display.view import View
 from halfreel_client.gpus import find_gpus
+from halfreel_client.supervisor.running import held, is_locked
 from halfreel_client.supervisor.stack import Ports, missing_packages, specs
 from halfreel_client.supervisor.supervisor import ServerState, Supervisor
 
 _KILL_AFTER_S = 10.0
 _GIVE_UP_FAILURE_COUNT = 4
 _LOOK_INTERVAL_S = 0.1
+_PREFIX = "make-"
+# Another command's folder may be made, and not locked yet.
+_YOUNG_S = 10.0
 
 
 def check_installed() -> None:
@@ -36,7 +42,11 @@ def local_servers(data_folder: Path) -> Iterator[Supervisor]:
     """
     check_installed()
     data_folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="make-", dir=data_folder, ignore_cleanup_errors=True) as folder:
+    _sweep(data_folder)
+    with (
+        tempfile.TemporaryDirectory(prefix=_PREFIX, dir=data_folder, ignore_cleanup_errors=True) as folder,
+        held(Path(folder)),
+    ):
         servers = specs(Ports(0, 0, 0), Path(folder) / "gateway", find_gpus(), os.environ, passing=True)
         with Supervisor(
             servers,
@@ -45,6 +55,13 @@ def local_servers(data_folder: Path) -> Iterator[Supervisor]:
             grace_s=_KILL_AFTER_S,
         ) as supervisor:
             yield supervisor
+
+
+def _sweep(data_folder: Path) -> None:
+    """Removes the folders of commands that were killed; one that still runs keeps its folder locked."""
+    for folder in data_folder.glob(f"{_PREFIX}*"):
+        if time.time() - folder.stat().st_mtime > _YOUNG_S and not is_locked(folder):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 async def tend(supervisor: Supervisor, view: View) -> None:

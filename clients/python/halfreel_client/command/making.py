@@ -11,7 +11,7 @@ from typing import Any
 
 from halfreel_client.aio_client import AsyncClient
 from halfreel_client.command.exits import CommandError, ExitCode
-from halfreel_client.command.gateway import REACH_S, unreached
+from halfreel_client.command.gateway import REACH_S, own_credentials, unreached
 from halfreel_client.command.local_servers import serving, tend
 from halfreel_client.display.view import View
 from halfreel_client.download import part_path
@@ -87,7 +87,7 @@ async def reach(client: AsyncClient) -> None:
 
 
 async def _make_at(order: Order, view: View, address: str) -> None:
-    async with AsyncClient(address) as client:
+    async with AsyncClient(address, credentials=own_credentials()) as client:
         await reach(client)
         film: Film | None = None
         try:

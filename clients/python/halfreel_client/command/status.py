@@ -13,6 +13,7 @@ from rich.live import Live
 
 from halfreel_client.aio_client import AsyncClient
 from halfreel_client.command.exits import speak_json
+from halfreel_client.command.gateway import own_credentials
 from halfreel_client.command.interruption import run_interruptible
 from halfreel_client.command.making import reach
 from halfreel_client.command.options import Address, DataDir, Json, address_of
@@ -42,7 +43,7 @@ def status_command(
 
 
 async def _show(address: str, json: bool, once: bool) -> None:
-    async with AsyncClient(address) as client:
+    async with AsyncClient(address, credentials=own_credentials()) as client:
         await reach(client)
         servers = await client.memory()
         if json:

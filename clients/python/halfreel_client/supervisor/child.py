@@ -17,6 +17,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from halfreel_client.channel import open_channel
+from halfreel_client.credentials import Credentials
 from halfreel_client.supervisor.server_log import ServerLog
 
 _HEALTH_TIMEOUT_S = 0.5
@@ -111,7 +112,7 @@ class Child:
     def health(self) -> Health:
         """What the server says; waits half a second at most."""
         if self._channel is None:
-            self._channel = open_channel(self.address)
+            self._channel = open_channel(self.address, Credentials.from_environment(os.environ))
         request = health_pb2.HealthCheckRequest(service=self.spec.health_service)
         try:
             reply = health_pb2_grpc.HealthStub(self._channel).Check(request, timeout=_HEALTH_TIMEOUT_S)
