@@ -63,7 +63,7 @@ def test_colours_are_kept() -> None:
 
 
 def test_same_frames_same_bytes() -> None:
-    assert film() == film()
+    assert len({film() for _ in range(100)}) == 1
     assert film() != film(shift=1)
 
 
