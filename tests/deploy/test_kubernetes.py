@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from typing import Any
 
 import jsonschema
@@ -178,3 +179,35 @@ def test_autoscalers_ask_for_a_metric_that_the_servers_have() -> None:
     settings: Any = settings_of("gateway", environ_of(stateful_sets("many")["gateway"]))
     assert settings.scene_concurrency == most
     assert stateful_sets("many")["gateway"]["spec"]["replicas"] == 2
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_page_tells_how_to_make_every_secret(overlay: str) -> None:
+    page = (ROOT / "docs" / "deploying.md").read_text(encoding="utf-8")
+    made = {
+        name: set(re.findall(r"--from-(?:file|literal)=([\w.]+)=", line))
+        for name, line in re.findall(r"^create (\S+) (.+)$", page, re.MULTILINE)
+    }
+    objects = render(overlay)
+    needed = [
+        (each["authorization"]["credentials"]["name"], each["authorization"]["credentials"]["key"])
+        for monitor in of_kind(objects, "ServiceMonitor").values()
+        for each in monitor["spec"]["endpoints"]
+    ]
+    for stateful_set in of_kind(objects, "StatefulSet").values():
+        paths = environ_of(stateful_set).values()
+        container = container_of(stateful_set)
+        volumes = {each["name"]: each.get("secret") for each in stateful_set["spec"]["template"]["spec"]["volumes"]}
+        for mount in container["volumeMounts"]:
+            if volumes[mount["name"]]:
+                secret = volumes[mount["name"]]["secretName"]
+                under = f"{mount['mountPath']}/"
+                needed += [(secret, path.removeprefix(under)) for path in paths if path.startswith(under)]
+        for variable in container["env"]:
+            if "secretKeyRef" in variable.get("valueFrom", {}):
+                needed.append(
+                    (variable["valueFrom"]["secretKeyRef"]["name"], variable["valueFrom"]["secretKeyRef"]["key"])
+                )
+    assert set(made) == {secret for secret, _ in needed}
+    for secret, key in needed:
+        assert key in made[secret], f"{secret} has no {key}"

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import torch
 
-from halfreel_pocket import glm, keyframe, svd
+from halfreel_pocket import glm
 from halfreel_pocket.scripts import caption_words
-from halfreel_pocket.vae import build_temporal, to_image_vae
 
 _WORDS = sorted(caption_words())
 
@@ -23,6 +22,10 @@ def save_random(name: str, path: Path, seed: int) -> None:
         if name == "glm":
             glm.save(glm.build(seed).half(), glm.train_tokenizer(_lines()), path)
             return
+        # Only here: where the language model alone is served there is no diffusers.
+        from halfreel_pocket import keyframe, svd
+        from halfreel_pocket.vae import build_temporal, to_image_vae
+
         vae = build_temporal()
         if name == "keyframe":
             keyframe.build(seed, to_image_vae(vae), _WORDS).to(torch.float16).save_pretrained(path)
