@@ -23,6 +23,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
     # close to what is used, for a KV cache grows with every token.
     os.environ["HF_HUB_OFFLINE"] = os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    # Threads that wait for each other sleep instead of spinning, which would take the cores from the other servers.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
     from transformers.utils import logging as transformers_logging
 
