@@ -13,6 +13,7 @@ from typing import Any, Self, TypeVar
 from halfreel_client.command.exits import ExitCode
 
 _SHOW_CURSOR = "\x1b[?25h"
+_ENDING = "\rending in good order; Ctrl-C again leaves at once\r\n"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 T = TypeVar("T")
@@ -46,6 +47,8 @@ class Interruption:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if not self.asked:
             self.asked = True
+            if sys.stderr.isatty():
+                os.write(sys.stderr.fileno(), _ENDING.encode())
             self._on_first()
             return
         self._on_second()

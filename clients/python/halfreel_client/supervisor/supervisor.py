@@ -88,7 +88,7 @@ class Supervisor:
     All processes are children of one thread that lives until they have ended: the kernel ends them with it.
 
     Args:
-        specs: the servers, in the order of starting; they are stopped in the opposite order.
+        specs: the servers, in the order of starting; those that need others are stopped before them.
         run_folder: for port files.
         log_folder: for one log file a server.
         grace_s: how long a server may drain when it is stopped, in seconds.
@@ -173,9 +173,7 @@ class Supervisor:
         except OSError as error:  # no process can be started, or no log written: the machine is full
             self.error = error
         finally:
-            for server in reversed(self._servers):
-                self._end(server)
-                self._statuses = tuple(each.status() for each in self._servers)
+            self._end_all()
 
     def _tend(self, server: _Server) -> None:
         child, now = server.child, time.monotonic()
@@ -229,17 +227,30 @@ class Supervisor:
                 self.notes.put(Note(server.child.spec.name, text))
                 server.noted = text
 
-    def _end(self, server: _Server) -> None:
-        child = server.child
-        child.terminate()
-        deadline = time.monotonic() + self._grace_s
-        while child.pid is not None and child.exit_code() is None:
-            if self._kill.is_set() or time.monotonic() > deadline:
-                child.kill()
-            time.sleep(_TICK_S / 2)
-        child.close()
+    def _end_all(self) -> None:
+        """Ends first those that call others, so that no call of theirs is lost, and then the others all at once."""
+        left = list(self._servers)
+        while left:
+            called = {name for server in left for name in server.child.spec.needs}
+            now = [server for server in left if server.child.spec.name not in called] or left
+            for server in now:
+                server.child.terminate()
+            deadline = time.monotonic() + self._grace_s
+            while running := [server for server in now if not self._has_ended(server)]:
+                if self._kill.is_set() or time.monotonic() > deadline:
+                    for server in running:
+                        server.child.kill()
+                time.sleep(_TICK_S / 2)
+            left = [server for server in left if server not in now]
+
+    def _has_ended(self, server: _Server) -> bool:
+        if server.child.pid is not None and server.child.exit_code() is None:
+            return False
+        server.child.close()
         if server.state is not ServerState.REFUSED:
             server.state = ServerState.STOPPED
+        self._statuses = tuple(each.status() for each in self._servers)
+        return True
 
 
 def _exit_text(code: int) -> str:
