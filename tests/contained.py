@@ -1,6 +1,6 @@
 """Runs a server as a container would, without a container engine: in namespaces of its own, as a user of its own.
 
-It has the image's paths, a root it can't write, /tmp and its data folder besides, no rights, and no network but
+It has the image's paths, a root it can't write, /tmp and the image's volumes besides, no rights, and no network but
 loopback, which several may share. Needs root, unshare, nsenter, setpriv (util-linux) and ip (iproute2).
 """
 
@@ -24,19 +24,22 @@ _ENTER = """
 set -eu
 [ -z "$OWN_NET" ] || ip link set lo up
 mount -t tmpfs -o mode=755 tmpfs /mnt
-mkdir /mnt/python /mnt/venv /mnt/state /mnt/secrets
+mkdir /mnt/python /mnt/venv /mnt/volumes /mnt/secrets
 mount --bind "$PYTHON_HOME" /mnt/python
 mount --bind "$VENV" /mnt/venv
-mount --bind "$STATE" /mnt/state
+mount --bind "$VOLUMES" /mnt/volumes
 mount --bind "$SECRETS" /mnt/secrets
+mount --bind "$HOSTS" /etc/hosts
 for folder in /opt /var/lib /var/cache /run /root /tmp; do mount -t tmpfs -o mode=755 tmpfs "$folder"; done
-mkdir -p /opt/halfreel /var/lib/halfreel /run/secrets "$PYTHON_HOME"
+mkdir -p /opt/halfreel /run/secrets "$PYTHON_HOME"
 mount --bind /mnt/python "$PYTHON_HOME"
 mount --bind /mnt/venv /opt/halfreel
-mount --bind /mnt/state /var/lib/halfreel
 mount --bind /mnt/secrets /run/secrets
-mount --bind "$HOSTS" /etc/hosts
-umount /mnt/python /mnt/venv /mnt/state /mnt/secrets
+for folder in $(cd /mnt/volumes && find . -mindepth 3 -maxdepth 3); do
+  mkdir -p "/$folder"
+  mount --bind "/mnt/volumes/$folder" "/$folder"
+done
+umount /mnt/python /mnt/venv /mnt/volumes /mnt/secrets
 for folder in / /opt /opt/halfreel /var/lib /var/cache /run /run/secrets /root "$PYTHON_HOME" /mnt; do
   mount -o remount,bind,ro "$folder"
 done
@@ -105,11 +108,13 @@ def contained(
         beside: whose network it shares.
         hosts: names of this machine, beside localhost.
     """
-    state, empty, names = folder / "state", folder / "empty", folder / "hosts"
-    user = int(stage.one("USER").split(":")[0])
-    for path in (state, empty):
-        path.mkdir(mode=0o700)
-    os.chown(state, user, user)
+    volumes, empty, names = folder / "volumes", folder / "empty", folder / "hosts"
+    empty.mkdir()
+    for path in stage.words("VOLUME"):  # such as /var/lib/halfreel: as the image has them, for its user alone
+        volume = volumes / path[1:]
+        volume.mkdir(parents=True)
+        volume.chmod(0o700)
+        os.chown(volume, *map(int, stage.one("USER").split(":")))
     names.write_text(f"127.0.0.1 {' '.join(['localhost', *hosts])}\n")
     merged = {**stage.pairs("ENV"), **(environ or {})}
     merged["PATH"] = merged["PATH"].replace("$PATH", "/usr/local/bin:/usr/bin:/bin")
@@ -125,7 +130,7 @@ def contained(
                 "PATH": os.environ["PATH"],
                 "PYTHON_HOME": sys.base_prefix,
                 "VENV": str(venv),
-                "STATE": str(state),
+                "VOLUMES": str(volumes),
                 "SECRETS": str(secrets or empty),
                 "HOSTS": str(names),
                 "OWN_NET": "" if beside else "yes",

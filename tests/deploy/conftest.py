@@ -15,7 +15,13 @@ from dockerfile import ROOT, execute, read_stages
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--cuda-images", action="store_true", help="build those, too: 3 GB to read and 10 GB of disk")
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("cuda_images") is not None and not item.config.getoption("--cuda-images"):
+        pytest.skip("gigabytes of CUDA packages: --cuda-images asks for them")
     if item.get_closest_marker("namespaces") is not None and os.geteuid() != 0:
         pytest.skip("needs root, to make namespaces")
 
