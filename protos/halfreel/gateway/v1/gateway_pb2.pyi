@@ -751,7 +751,9 @@ class WatchFilmRequest(_message.Message):
     film_id: _builtins.str
     """Required."""
     after_sequence_number: _builtins.int
-    """The last sequence number seen: stored events after it come again. Default: only what is new."""
+    """The last sequence number seen: stored events after it come again. Default: only what is new.
+    Range [0, the last number so far].
+    """
     preview: _builtins.bool
     """Send previews of scenes at work. Default false."""
     def __init__(
@@ -963,7 +965,7 @@ class WatchFilmResponse(_message.Message):
 
     @_builtins.property
     def state_changed(self) -> Global___WatchFilmResponse.StateChanged:
-        """The film's state changed. Stored."""
+        """The film's state changed. Stored. The last event of every film is the one that tells its end."""
 
     @_builtins.property
     def scene_changed(self) -> Global___Scene:

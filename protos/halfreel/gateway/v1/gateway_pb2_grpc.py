@@ -105,7 +105,8 @@ class GatewayServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListFilms(self, request, context):
-        """Lists films, newest first, a page at a time. Idempotent.
+        """Lists films, newest first, a page at a time; a page may be shorter than asked for, where its films are long.
+        Idempotent.
 
         Errors: INVALID_ARGUMENT / INVALID_FIELD (a page token that is not ours among them).
         """

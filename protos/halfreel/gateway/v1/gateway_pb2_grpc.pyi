@@ -49,7 +49,8 @@ class GatewayServiceStub:
     Errors: INVALID_ARGUMENT / INVALID_FIELD; NOT_FOUND / FILM_NOT_FOUND.
     """
     ListFilms: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.ListFilmsRequest, _gateway_pb2.ListFilmsResponse]
-    """Lists films, newest first, a page at a time. Idempotent.
+    """Lists films, newest first, a page at a time; a page may be shorter than asked for, where its films are long.
+    Idempotent.
 
     Errors: INVALID_ARGUMENT / INVALID_FIELD (a page token that is not ours among them).
     """
@@ -104,7 +105,8 @@ class GatewayServiceAsyncStub(GatewayServiceStub):
     Errors: INVALID_ARGUMENT / INVALID_FIELD; NOT_FOUND / FILM_NOT_FOUND.
     """
     ListFilms: _aio.UnaryUnaryMultiCallable[_gateway_pb2.ListFilmsRequest, _gateway_pb2.ListFilmsResponse]  # type: ignore[assignment]
-    """Lists films, newest first, a page at a time. Idempotent.
+    """Lists films, newest first, a page at a time; a page may be shorter than asked for, where its films are long.
+    Idempotent.
 
     Errors: INVALID_ARGUMENT / INVALID_FIELD (a page token that is not ours among them).
     """
@@ -174,7 +176,8 @@ class GatewayServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _gateway_pb2.ListFilmsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_pb2.ListFilmsResponse, _abc.Awaitable[_gateway_pb2.ListFilmsResponse]]:
-        """Lists films, newest first, a page at a time. Idempotent.
+        """Lists films, newest first, a page at a time; a page may be shorter than asked for, where its films are long.
+        Idempotent.
 
         Errors: INVALID_ARGUMENT / INVALID_FIELD (a page token that is not ours among them).
         """
