@@ -41,6 +41,9 @@ from halfreel_runtime.settings import load_settings
 GATEWAY_SERVICE = "halfreel.gateway.v1.GatewayService"
 EXIT_USAGE = 2
 
+# Named by hand: run with -m, this module's own name is __main__.
+_logger = logging.getLogger("halfreel_gateway")
+
 
 def main() -> None:
     """Runs the gateway until it is told to stop."""
@@ -64,6 +67,10 @@ def _run(settings: GatewaySettings) -> int:
     running = RunningSteps(settings.stall_s)
 
     def publish(film_id: str, events: Sequence[pb.WatchFilmResponse]) -> None:
+        for event in events:
+            if event.HasField("state_changed"):
+                state = pb.Film.State.Name(event.state_changed.state).removeprefix("STATE_").lower()
+                _logger.info("film", extra={"film_id": film_id, "state": state})
         hub.publish(film_id, events)
         running.film_changed(film_id, ended=any(films.ends_film(event) for event in events))
 
@@ -88,7 +95,7 @@ def _run(settings: GatewaySettings) -> int:
     production = Production(store, running, artifacts, writer, renderer, joiner)
     jobs = Jobs(production, store, url, settings.executor_id)
 
-    reception = Reception(store, artifacts, models, jobs.start, settings.min_free_disk_bytes)
+    reception = Reception(store, artifacts, models, jobs.start, jobs.forget, settings.min_free_disk_bytes)
     memory = ServersMemory(settings.llm_addresses, settings.video_addresses)
     server = Server(settings, service=SERVICE, metrics=metrics)
     servicer = GatewayService(reception, hub, memory)
@@ -138,7 +145,7 @@ def _take(path: Path) -> int:
 
 
 def _not_started(reason: str) -> int:
-    logging.getLogger("halfreel_gateway").error("not_started", extra={"reason": reason})
+    _logger.error("not_started", extra={"reason": reason})
     return EXIT_USAGE
 
 

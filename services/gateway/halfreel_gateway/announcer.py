@@ -53,5 +53,6 @@ class Announcer:
                 self._told[run.film_id] = told
             else:
                 self._told.pop(run.film_id, None)
-        self._store.set_waiting(run.film_id, told)
+            # Stored under the lock: two steps at once must not store their reasons in the other order.
+            self._store.set_waiting(run.film_id, told)
         self.live(run.film_id, pb.WatchFilmResponse(waiting=pb.WatchFilmResponse.Waiting(reason=told)))

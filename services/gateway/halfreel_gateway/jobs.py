@@ -32,6 +32,7 @@ MAX_RENDER_ROUNDS = 3
 _TURN_S = 60
 # 2026-01-01: DBOS's priorities are 31 bits.
 _PRIORITY_EPOCH_S = 1_767_225_600
+_AT_WORK = ("PENDING", "ENQUEUED", "DELAYED")
 _RUINED = ("ERROR", "MAX_RECOVERY_ATTEMPTS_EXCEEDED", "CANCELLED")
 
 
@@ -112,6 +113,13 @@ class Jobs:
         """Starts the film's workflow, unless it was started before."""
         with SetWorkflowID(film_id):
             DBOS.start_workflow(self._film, film_id)
+
+    def forget(self, film_id: str) -> None:
+        """Removes what DBOS keeps of a film that has ended; what still runs of it keeps its rows until it is done."""
+        found = DBOS.list_workflows(workflow_id_prefix=film_id, load_input=False, load_output=False)
+        ended = [workflow.workflow_id for workflow in found if workflow.status not in _AT_WORK]
+        if ended:
+            DBOS.delete_workflows(ended)
 
     def close(self) -> None:
         """Takes no more work. The steps must have been ended before."""

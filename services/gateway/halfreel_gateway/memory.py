@@ -38,7 +38,7 @@ class ServersMemory:
 
     async def ask(self) -> list[pb.ServerMemory]:
         """One entry a server, in the order of the settings; one that does not answer in 2 s is told as such."""
-        resolved = await asyncio.gather(*(_resolve(address) for _, address in self._addresses))
+        resolved = await asyncio.gather(*(resolve(address) for _, address in self._addresses))
         servers = [
             (kind, address)
             for (kind, _), addresses in zip(self._addresses, resolved, strict=True)
@@ -81,7 +81,7 @@ async def _report(kind: pb.ServerKind.ValueType, channel: grpc.aio.Channel) -> g
     return (await video.MemoryStatus(video_pb2.MemoryStatusRequest(), timeout=ANSWER_WITHIN_S)).report
 
 
-async def _resolve(address: str) -> list[str]:
+async def resolve(address: str) -> list[str]:
     """The addresses behind a name; the address itself when it is one, or when the name can't be resolved."""
     host, _, port = address.rpartition(":")
     with contextlib.suppress(ValueError):

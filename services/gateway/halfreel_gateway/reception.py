@@ -24,6 +24,7 @@ class Reception:
         artifacts: of their files.
         models: tell what the video model can do.
         start: starts a film's production, unless it was started before.
+        forget: removes what was kept of an ended film's production.
         min_free_bytes: with less on the disk, new films are refused.
     """
 
@@ -33,12 +34,14 @@ class Reception:
         artifacts: Artifacts,
         models: Models,
         start: Callable[[str], None],
+        forget: Callable[[str], None],
         min_free_bytes: int,
     ) -> None:
         self.store = store
         self.artifacts = artifacts
         self._models = models
         self._start = start
+        self._forget = forget
         self._min_free_bytes = min_free_bytes
 
     def create(self, request: pb.CreateFilmRequest) -> pb.Film:
@@ -78,3 +81,4 @@ class Reception:
         self.artifacts.remove_film(film_id)
         for sha256 in unused_clips:
             self.artifacts.remove_clip(sha256)
+        self._forget(film_id)

@@ -47,13 +47,7 @@ class GatewayService(gateway_pb2_grpc.GatewayServiceServicer):
     async def ListFilms(self, request: pb.ListFilmsRequest, context: Context) -> pb.ListFilmsResponse:
         """Lists films, newest first."""
         size, after = checked_page(request)
-        films = await asyncio.to_thread(self._store.films, size + 1, after)  # one more tells whether there are more
-        more = len(films) > size
-        token = ""
-        if more:
-            last = films[size - 1]
-            token = pages.encode(pages.Position(last.create_time.ToMicroseconds(), last.film_id))
-        return pb.ListFilmsResponse(films=films[:size], next_page_token=token)
+        return pages.page(await asyncio.to_thread(self._store.films, size + 1, after), size)
 
     async def WatchFilm(self, request: pb.WatchFilmRequest, context: Context) -> AsyncIterator[pb.WatchFilmResponse]:
         """Follows a film until it ends."""

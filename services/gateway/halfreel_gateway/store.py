@@ -142,9 +142,10 @@ class FilmStore:
 
     def active_film_ids(self) -> list[str]:
         """Films that have not ended, oldest first."""
-        query = sa.select(db.films.c.film_id).where(_active()).order_by(db.films.c.create_time_us)
+        # Sorted here: told to sort, SQLite walks the index of all films instead of that of the few active ones.
+        query = sa.select(db.films.c.create_time_us, db.films.c.film_id).where(_active())
         with self._database.reading() as connection:
-            return list(connection.execute(query).scalars())
+            return [film_id for _, film_id in sorted(map(tuple, connection.execute(query)))]
 
     def counts(self) -> dict[int, int]:
         """How many films are in each state."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import sqlite3
 import urllib.request
 from typing import Any
 
@@ -235,6 +236,10 @@ def test_deleting_keeps_the_clips_that_another_film_has(gateway: Gateway) -> Non
         assert not (gateway.data_dir / "films" / f"{film.film_id}.mp4").exists()
         assert [clip.exists() for clip in clips] == [left, left]
         assert refused(lambda film=film: gateway.read(film.film_id)).reason == "FILM_NOT_FOUND"
+        with sqlite3.connect(gateway.data_dir / "gateway.sqlite") as database:
+            query = "SELECT count(*) FROM workflow_status WHERE workflow_uuid LIKE ?"
+            assert database.execute(query, (f"{film.film_id}%",)).fetchone() == (0,)
+        database.close()
 
 
 def test_memory_of_all_servers_also_when_one_is_down(gateway: Gateway, llm: Serving, video: Serving) -> None:

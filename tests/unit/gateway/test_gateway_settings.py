@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from halfreel_gateway import doctor
+from halfreel_gateway import doctor, memory
 from halfreel_gateway.channels import target
 from halfreel_gateway.settings import GatewaySettings
 from halfreel_runtime.server_settings import ServerSettings
@@ -120,3 +120,10 @@ def test_the_doctor_says_why_not(
     told = json.loads(capsys.readouterr().out)
     assert not told["ready"]
     assert next(check["name"] for check in told["checks"] if not check["ok"]) == failing
+
+
+async def test_a_name_stands_for_all_its_addresses() -> None:
+    assert await memory.resolve("127.0.0.1:7601") == ["127.0.0.1:7601"]
+    assert await memory.resolve("[::1]:7601") == ["[::1]:7601"]
+    assert set(await memory.resolve("localhost:7601")) <= {"127.0.0.1:7601", "[::1]:7601"}
+    assert await memory.resolve("no-such-host.invalid:7601") == ["no-such-host.invalid:7601"]

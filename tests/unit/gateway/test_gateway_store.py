@@ -286,3 +286,18 @@ def test_other_databases_are_refused(tmp_path: Path, url: str) -> None:
 def test_the_driver_of_postgresql(tmp_path: Path) -> None:
     for scheme in ("postgres", "postgresql", "postgresql+psycopg2"):
         assert database_url(f"{scheme}://u@h/n", tmp_path).drivername == "postgresql+psycopg"
+
+
+def test_a_page_fits_into_a_message() -> None:
+    films = [pb.Film(film_id=f"{i:032x}", idea="🎬" * 2000) for i in range(501)]
+    listed: list[pb.Film] = []
+    while films:
+        page = pages.page(films, 500)
+        assert page.ByteSize() < 4 << 20
+        assert page.films
+        listed += page.films
+        films = films[len(page.films) :]
+        position = pages.decode(page.next_page_token) if films else None
+        assert (position.film_id if position else "") == (listed[-1].film_id if films else "")
+        assert bool(page.next_page_token) == bool(films)
+    assert len(listed) == 501
