@@ -13,7 +13,6 @@ from typing import Any, Self, TypeVar
 from halfreel_client.command.exits import ExitCode
 
 _SHOW_CURSOR = "\x1b[?25h"
-_ENDING = "\rending in good order; Ctrl-C again leaves at once\r\n"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 T = TypeVar("T")
@@ -47,8 +46,6 @@ class Interruption:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if not self.asked:
             self.asked = True
-            if sys.stderr.isatty():
-                os.write(sys.stderr.fileno(), _ENDING.encode())
             self._on_first()
             return
         self._on_second()
@@ -57,8 +54,13 @@ class Interruption:
         os._exit(ExitCode.CANCELLED)
 
 
-def run_interruptible(work: Coroutine[Any, Any, T], on_second: Callable[[], None] = lambda: None) -> T:
-    """Runs `work` in an event loop of its own; the first signal cancels it, once.
+def run_interruptible(
+    work: Coroutine[Any, Any, T],
+    *,
+    on_first: Callable[[], None] = lambda: None,
+    on_second: Callable[[], None] = lambda: None,
+) -> T:
+    """Runs `work` in an event loop of its own; the first signal calls `on_first` there and cancels the work, once.
 
     Raises:
         asyncio.CancelledError: a signal came, and `work` let the cancellation through.
@@ -66,7 +68,17 @@ def run_interruptible(work: Coroutine[Any, Any, T], on_second: Callable[[], None
 
     async def main() -> T:
         loop, task = asyncio.get_running_loop(), asyncio.ensure_future(work)
-        with Interruption(lambda: loop.call_soon_threadsafe(task.cancel), on_second):  # type: ignore[arg-type]
+
+        def end() -> None:
+            on_first()
+            task.cancel()
+
+        # By way of the loop: a handler of signals may interrupt a half-written line.
+        with Interruption(lambda: _soon(loop, end), on_second):
             return await task
 
     return asyncio.run(main())
+
+
+def _soon(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
+    loop.call_soon_threadsafe(call)

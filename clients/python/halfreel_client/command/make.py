@@ -82,10 +82,11 @@ def make_command(
     check_output(output)
     order = Order(idea, settings, output.resolve())
     servers = local_servers(data_folder_of(data_dir)) if local else nullcontext()
-    with servers as supervisor, view_for(json, idea) as view:
+    with view_for(json, idea) as view, servers as supervisor:
         try:
             run_interruptible(
                 make(order, view, address_of(address, data_dir), supervisor),
+                on_first=view.ending,
                 on_second=supervisor.kill_now if supervisor is not None else lambda: None,
             )
         except asyncio.CancelledError:

@@ -79,8 +79,11 @@ def down_command(data_dir: DataDir = None) -> None:
 def _supervise(supervisor: Supervisor, data_folder: Path) -> None:
     """Shows the servers, and tells others where they are, until they have ended."""
     told: tuple[object, ...] = ()
-    welcomed = False
-    with Interruption(supervisor.stop, supervisor.kill_now), _Screen(lambda: supervisor.statuses) as screen:
+    welcomed = stopping = False
+    with (
+        Interruption(supervisor.stop, supervisor.kill_now) as interruption,
+        _Screen(lambda: supervisor.statuses) as screen,
+    ):
         while not supervisor.ended:
             statuses = supervisor.statuses
             where = tuple((status.name, status.address, status.pid) for status in statuses)
@@ -94,6 +97,9 @@ def _supervise(supervisor: Supervisor, data_folder: Path) -> None:
             if supervisor.serving and not welcomed:
                 welcomed = True
                 screen.say(f"up: the gateway is at {_running(statuses).addresses['gateway']}; Ctrl-C stops")
+            if interruption.asked and not stopping:
+                stopping = True
+                screen.say("stopping: running work may finish; Ctrl-C again ends it at once")
             time.sleep(_LOOK_INTERVAL_S)
     if (refused := supervisor.refused) is not None:
         raise CommandError(f"{refused.name}: {refused.problem}", ExitCode.USAGE)

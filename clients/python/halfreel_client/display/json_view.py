@@ -57,6 +57,10 @@ class JsonView:
         """One line a second."""
         self._line({"event": "memory", "servers": as_json(tuple(servers))})
 
+    def ending(self) -> None:
+        """One line."""
+        self._line({"event": "ending"})
+
     def done(self, film: Film, memory: Sequence[ServerMemory], path: Path | None) -> None:
         """The last line: the film, its summary, and where it is."""
         summary = as_json(summary_of(film, memory))

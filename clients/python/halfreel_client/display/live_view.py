@@ -40,6 +40,7 @@ class LiveView:
         self._progress = FilmProgress()
         self._servers: Sequence[ServerStatus] = ()
         self._memory: Sequence[ServerMemory] = ()
+        self._ending = False
         self._live = Live(
             console=console,
             get_renderable=self._render,
@@ -78,6 +79,10 @@ class LiveView:
         """Shown at the next redrawing."""
         self._memory = servers
 
+    def ending(self) -> None:
+        """Shown until the end."""
+        self._ending = True
+
     def done(self, film: Film, memory: Sequence[ServerMemory], path: Path | None) -> None:
         """Prints the summary in place of the live picture."""
         self._live.stop()
@@ -97,6 +102,8 @@ class LiveView:
                 parts.append(Text("the gateway does not answer; joining again", style="yellow"))
             elif progress.waiting_reason:
                 parts.append(Text(f"waiting: {printable(progress.waiting_reason)}", style="yellow"))
+        if self._ending:
+            parts.append(Text("ending in good order; Ctrl-C again leaves at once", style="bold yellow"))
         if self._memory:
             parts += [Text(), memory_lines(self._memory)]
         return Group(*parts)

@@ -89,6 +89,10 @@ class PlainView:
     def memory(self, servers: Sequence[ServerMemory]) -> None:
         """Nothing: the peaks are told at the end."""
 
+    def ending(self) -> None:
+        """One line."""
+        self._write("ending in good order; a second signal ends at once")
+
     def done(self, film: Film, memory: Sequence[ServerMemory], path: Path | None) -> None:
         """The summary, a figure a line."""
         summary = summary_of(film, memory)

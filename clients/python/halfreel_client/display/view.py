@@ -39,5 +39,8 @@ class View(Protocol):
     def memory(self, servers: Sequence[ServerMemory]) -> None:
         """The model servers' memory as it is now."""
 
+    def ending(self) -> None:
+        """The work was interrupted; what follows may take some seconds."""
+
     def done(self, film: Film, memory: Sequence[ServerMemory], path: Path | None) -> None:
         """The film has ended; it is at `path` when it was saved. The last call."""
