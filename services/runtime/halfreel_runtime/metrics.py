@@ -6,7 +6,8 @@ No label holds what a client sent. It does not know HTTP: `metrics_http` serves 
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import datetime
 from typing import Any
 
 import grpc
@@ -77,6 +78,7 @@ class ServerMetrics:
 
     def __init__(self, service: str, engine: Engine[Any] | None, memory: MemoryMonitor | None) -> None:
         disable_created_metrics()
+        self._service = service
         self.registry = CollectorRegistry(auto_describe=False)
         self.calls = CallMetrics(service, self.registry)
         self.registry.register(_Build(service))
@@ -84,6 +86,16 @@ class ServerMetrics:
             self.registry.register(_EngineCollector(service, engine))
         if memory is not None:
             self.registry.register(_MemoryCollector(service, memory))
+
+    def show_certificate(self, expires: Callable[[], datetime]) -> None:
+        """Shows when the server's certificate ends, so that somebody can be told before."""
+        gauge = Gauge(
+            "halfreel_tls_certificate_expiry_timestamp_seconds",
+            "When the server's certificate ends, in seconds since 1970.",
+            ("service",),
+            registry=self.registry,
+        )
+        gauge.labels(self._service).set_function(lambda: expires().timestamp())
 
 
 class _Build(Collector):

@@ -166,6 +166,8 @@ class Server:
         sys.setswitchinterval(0.001)
         settings = self._settings
         protection = protection_for(settings)
+        if (tls := protection.tls) is not None:
+            self._metrics.show_certificate(lambda: tls.expires)
         loop = asyncio.get_running_loop()
         self._grpc = grpc.aio.server(
             interceptors=[Access(protection.tokens, self._metrics.calls), self._boundary],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import re
 import socket
 import ssl
 import time
@@ -14,7 +15,7 @@ import pytest
 from every_method import server_of_everything
 from sign_in import Keyring
 
-from halfreel_client.certificates import Files
+from halfreel_client.certificates import Files, make_certificates
 from halfreel_runtime.server import Server
 from halfreel_runtime.settings import ServerSettings
 
@@ -69,6 +70,18 @@ async def test_all_else_needs_a_token_that_may_read(
     assert await asked(keyring.tokens["maker"]) == (403, "SCOPE_MISSING")
     status, _ = await asked(keyring.tokens["prometheus"])
     assert status == (200 if path == "/metrics" else 404)
+
+
+async def test_when_the_certificate_ends_is_told(server: Server, certificates: Files, keyring: Keyring) -> None:
+    async def ends_in_days() -> float:
+        token = keyring.tokens["prometheus"]
+        _, body, _ = await asyncio.to_thread(get, server.metrics_port, certificates, "/metrics", token)
+        [line] = re.findall(r'^halfreel_tls_certificate_expiry_timestamp_seconds{service="llm"} (.+)$', body, re.M)
+        return (float(line) - time.time()) / 86400
+
+    assert 29.9 < await ends_in_days() < 30
+    make_certificates(certificates.folder, ["127.0.0.1"], 90)
+    assert 89.9 < await ends_in_days() < 90
 
 
 async def test_a_new_certificate_is_shown_without_a_restart(
