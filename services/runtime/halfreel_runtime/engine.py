@@ -18,7 +18,17 @@ from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from typing import Generic, TypeVar
 
 from halfreel_runtime.cancel import CancelToken, deadline_var
-from halfreel_runtime.errors import Draining, EngineDead, FatalError, HalfreelError, ModelLoading, QueueFull
+from halfreel_runtime.errors import (
+    Draining,
+    EngineDead,
+    FailedPrecondition,
+    FatalError,
+    HalfreelError,
+    InvalidArgument,
+    ModelLoading,
+    NotFound,
+    QueueFull,
+)
 from halfreel_runtime.events import EventBuffer
 from halfreel_runtime.failures import engine_error, release_frames
 from halfreel_runtime.job import EngineState, Job, Queued
@@ -58,6 +68,8 @@ class Engine(Generic[E]):
         self._running: Job[E] | None = None
         self._state = EngineState.LOADING
         self._closed = False
+        # Whether loading failed by what the engine was told: loading once more would fail as well.
+        self.misconfigured = False
         self._mean_job_s = 0.0
         self._started_at = 0.0
         self._callbacks: list[Callable[[EngineState], None]] = []
@@ -230,6 +242,7 @@ class Engine(Generic[E]):
             prepare()
         except BaseException as error:
             release_frames(error)
+            self.misconfigured = isinstance(error, InvalidArgument | NotFound | FailedPrecondition)
             # A refusal of ours (a model folder without safetensors) says all in its message.
             _logger.error(
                 "model_not_loaded",

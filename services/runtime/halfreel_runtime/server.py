@@ -141,7 +141,7 @@ class Server:
         """Starts, serves until SIGTERM, SIGINT or the engine's death, drains and stops.
 
         Returns:
-            The process's exit code: 0, 2 where it can't listen as it was told, 70 where the engine died.
+            The process's exit code: 0, 2 where it can't listen or load as it was told, 70 where the engine died.
         """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -154,6 +154,8 @@ class Server:
         await self._stop.wait()
         dead = self._dead
         await self.stop(_LAST_WORDS_S if dead else self._settings.grace_s)
+        if any(engine.misconfigured for engine in self._engines):
+            return EXIT_USAGE
         return EXIT_ENGINE_DEAD if dead else EXIT_OK
 
     async def start(self) -> None:
