@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from halfreel_pocket import glm
 from halfreel_pocket.scripts import caption_words
 
 _WORDS = sorted(caption_words())
@@ -19,10 +18,12 @@ def save_random(name: str, path: Path, seed: int) -> None:
     """Build the random model `name` from `seed` and write it to the folder `path`, FP16 safetensors."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        # Imported where they are used: an image has the libraries of the models that it serves, and no others.
         if name == "glm":
+            from halfreel_pocket import glm
+
             glm.save(glm.build(seed).half(), glm.train_tokenizer(_lines()), path)
             return
-        # Only here: where the language model alone is served there is no diffusers.
         from halfreel_pocket import keyframe, svd
         from halfreel_pocket.vae import build_temporal, to_image_vae
 
