@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import threading
 from collections.abc import Iterator
@@ -170,7 +171,7 @@ async def test_leaving_stops_the_model_asyncio(llm: tuple[str, Llm]) -> None:
         events = client.generate(TextRequest(messages=MESSAGES, request_id="endless"))
         await anext(events)
         await events.aclose()
-        assert servicer.left.wait(5)
+        assert await asyncio.to_thread(servicer.left.wait, 5)
 
 
 def test_a_full_queue(llm: tuple[str, Llm]) -> None:

@@ -95,8 +95,12 @@ def arguments(specs: list[stack.ServerSpec]) -> dict[str, list[str]]:
     return {spec.name: spec.arguments({"llm": "127.0.0.1:1", "video": "127.0.0.1:2"}) for spec in specs}
 
 
-def test_two_gpus_are_shared_out(tmp_path: Path) -> None:
+def test_two_gpus_are_shared_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     two = [gpu("GPU-a"), gpu("GPU-b")]
+    monkeypatch.setattr(stack, "torch_version", lambda: "2.13.0+cpu")
+    told = arguments(stack.specs(stack.Ports(), tmp_path, two, {}))
+    assert (told["llm"], told["video"]) == ([], [])
+    monkeypatch.setattr(stack, "torch_version", lambda: "2.13.0")
     told = arguments(stack.specs(stack.Ports(), tmp_path, two, {}))
     assert (told["llm"], told["video"]) == (["--device", "cuda:0"], ["--device", "cuda:1"])
     for found in ([], two[:1]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 import socket
@@ -65,7 +66,7 @@ def specs(
     """
     grace = ["--grace-s", PASSING_GRACE_S] if passing else []
     database = ["--database-url", ""] if passing else []
-    devices = {"llm": "cuda:0", "video": "cuda:1"} if len(gpus) > 1 else {}
+    devices = {"llm": "cuda:0", "video": "cuda:1"} if len(gpus) > 1 and not torch_version().endswith("+cpu") else {}
 
     def model(name: str, port: int, health_service: str) -> ServerSpec:
         own = f"HALFREEL_{name.upper()}_DEVICE" in environ or f"HALFREEL_{name.upper()}_CONFIG" in environ
@@ -100,6 +101,14 @@ def specs(
             arguments=gateway_arguments,
         ),
     ]
+
+
+def torch_version() -> str:
+    """The installed torch, by its name alone; a build for CPUs ends in "+cpu". Empty when there is none."""
+    try:
+        return importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def _metrics_port(name: str, port: int, environ: Mapping[str, str]) -> int | None:
