@@ -62,9 +62,10 @@ class Models(llm_pb2_grpc.LlmServiceServicer, video_pb2_grpc.VideoServiceService
         if request.request_id == "full":
             full = errors.QueueFull("16 requests wait already", retry_after_s=0.5)
             context.abort_with_status(rpc_status.to_status(errors.status_of(full, "full")))
+        if request.request_id == "endless":
+            assert context.add_callback(self.left.set)
         yield new(queued=new.Queued(waiting_request_count=2))
         if request.request_id == "endless":
-            context.add_callback(self.left.set)
             while context.is_active():
                 yield new(text_delta=new.TextDelta(text="and ", token_count=1))
         yield new(text_delta=new.TextDelta(text="hé", token_count=2))
