@@ -39,9 +39,7 @@ def page() -> str:
         parts.append(
             f"\n## {service}\n\nIn the environment: `HALFREEL_{service.upper()}_` and the name in capitals; as a flag: "
             "`--` and the name with dashes.\n\n"
-            "| setting | type | default | unit | what it does |\n|---|---|---|---|---|\n"
-            + "\n".join(rows)
-            + "\n"
+            "| setting | type | default | unit | what it does |\n|---|---|---|---|---|\n" + "\n".join(rows) + "\n"
         )
     return "".join(parts)
 
