@@ -148,7 +148,7 @@ class DeviceMemory(_message.Message):
     current_phase: _builtins.str
     """The phase running now; empty when idle."""
     budget_bytes: _builtins.int
-    """The most this server may use, in bytes; 0 when no budget is set."""
+    """What this server is meant to stay within, in bytes; it is told, not enforced. 0 when no budget is set."""
     @_builtins.property
     def process_peak(self) -> Global___MemoryPeak:
         """Largest figures since the process started or its peaks were reset."""
