@@ -86,4 +86,6 @@ class ModelServerSettings(ServerSettings):
     stall_s: float = Field(
         60.0, gt=0, le=86400, description="A running request without progress for so long is hung; the server restarts."
     )
-    memory_budget_bytes: int = Field(0, ge=0, description="Memory this server is meant to stay within: told and exported, not enforced; 0: none.")
+    memory_budget_bytes: int = Field(
+        0, ge=0, description="Memory this server is meant to stay within: told and exported, not enforced; 0: none."
+    )
