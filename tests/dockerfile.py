@@ -55,7 +55,7 @@ def read_stages(path: Path) -> list[Stage]:
             instruction, argument = step.split(None, 1)
             if instruction == "FROM":
                 base, *name = argument.split(" AS ")
-                stages.append(Stage(base, *(name or [""])))
+                stages.append(Stage(base, name[0] if name else ""))
             else:
                 stages[-1].steps.append((instruction, argument.strip()))
     return stages

@@ -50,7 +50,7 @@ def _pinned(name: str) -> str:
 
 def _wanted(distributions: tuple[str, ...]) -> list[str]:
     """What the distributions ask for, other than each other."""
-    wanted = set()
+    wanted: set[str] = set()
     for folder in distributions:
         if folder != "models/pocket":
             project = tomllib.loads((ROOT / folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
