@@ -15,6 +15,7 @@ from halfreel_client.command.exits import EXIT_CODES_TEXT, telling_errors
 from halfreel_client.command.films import cancel_command, delete_command, films_command, watch_command
 from halfreel_client.command.make import make_command
 from halfreel_client.command.pull import MODELS_TEXT, pull_command
+from halfreel_client.command.sheet import sheet_command
 from halfreel_client.command.status import status_command
 from halfreel_client.command.tokens import tokens_app
 from halfreel_client.command.up import down_command, up_command
@@ -64,6 +65,7 @@ for _name, _command in (
     ("watch", watch_command),
     ("cancel", cancel_command),
     ("delete", delete_command),
+    ("sheet", sheet_command),
     ("status", status_command),
     ("doctor", doctor_command),
     ("certs", certs_command),
