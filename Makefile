@@ -8,7 +8,7 @@ IDEA ?= a red circle moving over a blue sky, then a green square in the snow
 FILM ?= film.mp4
 BIN := .venv/bin
 PACKAGES := protos services/runtime services/llm services/video services/gateway clients/python models/pocket
-EDITABLE := $(foreach package,$(PACKAGES),-e $(package))
+EDITABLE := $(foreach package,$(filter-out clients/python,$(PACKAGES)),-e $(package)) -e 'clients/python[certs,sheet]'
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
 .PHONY: help demo test test-deploy lint verify fix lock up down bench clean
