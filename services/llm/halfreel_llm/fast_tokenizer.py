@@ -109,7 +109,12 @@ class _FastStream:
         self._decoder = DecodeStream(skip_special_tokens=True)
 
     def push(self, token_id: int) -> str:
-        return self._decoder.step(self._tokenizer, token_id) or ""
+        try:
+            return self._decoder.step(self._tokenizer, token_id) or ""
+        except Exception:  # tokenizers raises bare Exceptions; here for bytes that turned out to be no UTF-8
+            # A decoder that reads neighbouring byte tokens together unsays what it said before them: it begins anew.
+            self._decoder = DecodeStream(skip_special_tokens=True)
+            return "\ufffd" + (self._decoder.step(self._tokenizer, token_id) or "")
 
 
 def _token_text(value: Any) -> str | None:

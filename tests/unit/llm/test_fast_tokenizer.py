@@ -98,6 +98,20 @@ def test_only_whole_characters_are_streamed(fast: FastTokenizer, reference: PreT
     assert not any("\ufffd" in part for part in parts)
 
 
+def test_bytes_that_are_no_text_never_end_a_reply(fast: FastTokenizer) -> None:
+    words = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *"\u2581abc"]
+    vocabulary = {word: token_id for token_id, word in enumerate(words)}
+    parsing = Tokenizer(models.BPE(vocabulary, [], byte_fallback=True, unk_token="<unk>"))
+    # As Llama 2 and Mistral have it: byte tokens in a row are read together, and unread together.
+    parsing.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    template = PreTrainedTokenizerFast(tokenizer_object=parsing, chat_template=TEMPLATE)
+    stream = FastTokenizer(template, fast.stop_ids).stream()
+    told = [stream.push(vocabulary[word]) for word in ("<0x41>", "<0xE4>", "b", "c")]
+    assert told == ["A", "", "\ufffdb", "c"]
+
+
 def test_the_grammar_has_the_same_tokens(fast: FastTokenizer, reference: PreTrainedTokenizerFast) -> None:
     grammar = fast.grammar_tokenizer(512)
     text = '{"title":"a red circle 🎬"}'
