@@ -266,6 +266,10 @@ def names(*files: str) -> list[str]:
     return [file.name for file in select(RemoteFile(name, 1, "", "") for name in files)]
 
 
+def test_a_chat_template_in_a_file_of_its_own_is_taken() -> None:
+    assert names("model.safetensors", "chat_template.jinja", "LICENSE") == ["chat_template.jinja", "model.safetensors"]
+
+
 def test_selection_of_shards_in_half_precision() -> None:
     assert names(
         "model_index.json",

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-_TOKENIZER_FILES = frozenset({"tokenizer.model", "vocab.json", "merges.txt"})
+_TOKENIZER_FILES = frozenset({"tokenizer.model", "vocab.json", "merges.txt", "chat_template.jinja"})
 _PIPELINE_INDEX = "model_index.json"
 # model.safetensors, model.fp16.safetensors, model-00001-of-00002.safetensors, model.fp16-00001-of-00002.safetensors
 _WEIGHTS = re.compile(r"(?P<stem>.+?)(?P<fp16>\.fp16)?(?:-\d{5}-of-\d{5})?(?P<late>\.fp16)?\.safetensors")
