@@ -53,15 +53,17 @@ class Reception:
             ResourceExhausted: QUEUE_FULL or DISK_FULL.
         """
         check_create(request, self._models.known_video())
+        wanted = fingerprint(request)
         free_bytes = self.artifacts.free_bytes()
-        if free_bytes < self._min_free_bytes:
+        # A film that was accepted before the disk filled up stays accepted, for a client that asks once more.
+        if free_bytes < self._min_free_bytes and self.store.of_request(request.request_id, wanted) is None:
             raise disk_full_refusal(self._min_free_bytes, free_bytes)
         settings = pb.FilmSettings()
         settings.CopyFrom(request.settings)
         if not settings.HasField("seed"):
             settings.seed = seeds.random_seed()
         try:
-            film = self.store.create(request.request_id, request.idea, settings, fingerprint(request))
+            film = self.store.create(request.request_id, request.idea, settings, wanted)
             if film.state == pb.Film.STATE_QUEUED:
                 self._start(film.film_id)
         except Exception as error:

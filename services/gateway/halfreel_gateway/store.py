@@ -89,13 +89,21 @@ class FilmStore:
                 rows.write_events(connection, change)
         except sa.exc.IntegrityError:
             # Another gateway stored the same request between our look and our insert.
-            with self._database.reading() as connection:
-                known = self._of_request(connection, request_id, fingerprint)
+            known = self.of_request(request_id, fingerprint)
             if known is None:
                 raise
             return known
         self._publish(change.film.film_id, change.events)
         return change.film
+
+    def of_request(self, request_id: str, fingerprint: str) -> pb.Film | None:
+        """The film that this request made before, if it did.
+
+        Raises:
+            AlreadyExists: REQUEST_ID_REUSED, for another idea or other settings.
+        """
+        with self._database.reading() as connection:
+            return self._of_request(connection, request_id, fingerprint)
 
     def film(self, film_id: str) -> StoredFilm:
         """One film, all of it.

@@ -115,6 +115,8 @@ class ScriptWriter:
         if film.state == pb.Film.STATE_QUEUED:
             with self._store.change(film_id) as change:
                 change.enter(pb.Film.STATE_WRITING_SCRIPT)
+        if film.waiting_reason:  # of a gateway that was killed; whether the film still waits shows now
+            self._store.set_waiting(film_id, "")
         return film
 
     def _draft(self, run: StepRun, film: pb.Film, limits: ScriptLimits) -> tuple[Script, _Answer]:

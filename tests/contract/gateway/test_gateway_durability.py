@@ -181,6 +181,29 @@ def test_a_disk_that_is_nearly_full_takes_no_film(own_gateway: Gateway) -> None:
     assert error.metadata["needed_bytes"] == str(1 << 60)
 
 
+def test_a_film_that_was_accepted_stays_so_on_a_full_disk(own_gateway: Gateway) -> None:
+    own_gateway.start()
+    film = own_gateway.create("accepted", request_id="accepted-once", scene_count=1)
+    own_gateway.stop()
+    own_gateway.start(min_free_disk_bytes=1 << 60)
+    assert own_gateway.create("accepted", request_id="accepted-once", scene_count=1).film_id == film.film_id
+    error = refused(lambda: own_gateway.create("other", request_id="accepted-once"))
+    assert error.reason == "REQUEST_ID_REUSED"
+
+
+def test_what_a_killed_gateway_waited_for_is_told_no_more(own_gateway: Gateway, llm: Serving) -> None:
+    own_gateway.start()
+    llm.down()
+    film = own_gateway.create("waits", scene_count=1)
+    own_gateway.until(film.film_id, lambda film: film.waiting_reason)
+    own_gateway.kill()
+    llm.up()
+    llm.double.behaviours.script("hold")
+    own_gateway.start()
+    assert llm.double.behaviours.held.wait(10)
+    assert own_gateway.get(film.film_id).waiting_reason == ""
+
+
 def test_two_gateways_on_one_database(own_gateway: Gateway, llm: Serving, video: Serving) -> None:
     own_gateway.start()
     (own_gateway.folder / "b").mkdir()
