@@ -112,8 +112,8 @@ class Artifacts:
                 if path.name.startswith(f".{self._owner}-") and path.suffix == _TEMPORARY_SUFFIX:
                     orphan = True
                 else:
-                    old = time.time() - path.stat().st_mtime > _ORPHAN_AGE_S
-                    orphan = bool(_FILE_NAME.fullmatch(path.name)) and old and not in_use(path.stem)
+                    named = bool(_FILE_NAME.fullmatch(path.name))
+                    orphan = named and _age_s(path) > _ORPHAN_AGE_S and not in_use(path.stem)
                 if orphan:
                     path.unlink(missing_ok=True)
                     removed += 1
@@ -136,6 +136,14 @@ def read_pieces(path: Path, offset_bytes: int, piece_bytes: int = _READ_BYTES) -
         file.seek(offset_bytes)
         while piece := file.read(piece_bytes):
             yield piece
+
+
+def _age_s(path: Path) -> float:
+    """How long ago the file was written; nothing for one that another gateway has just removed."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _sync(path: Path) -> None:

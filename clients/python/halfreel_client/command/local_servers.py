@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from halfreel_client.command.exits import CommandError, ExitCode
@@ -60,8 +60,9 @@ def local_servers(data_folder: Path) -> Iterator[Supervisor]:
 def _sweep(data_folder: Path) -> None:
     """Removes the folders of commands that were killed; one that still runs keeps its folder locked."""
     for folder in data_folder.glob(f"{_PREFIX}*"):
-        if time.time() - folder.stat().st_mtime > _YOUNG_S and not is_locked(folder):
-            shutil.rmtree(folder, ignore_errors=True)
+        with suppress(FileNotFoundError):  # another command has just removed its own
+            if time.time() - folder.stat().st_mtime > _YOUNG_S and not is_locked(folder):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 async def tend(supervisor: Supervisor, view: View) -> None:
