@@ -24,6 +24,7 @@ from halfreel_gateway.jobs import DbosEnvironmentError, Jobs
 from halfreel_gateway.joiner import FilmJoiner
 from halfreel_gateway.memory import ServersMemory
 from halfreel_gateway.metrics import FilmsCollector, SceneMetrics
+from halfreel_gateway.model_access import model_access
 from halfreel_gateway.models import Models
 from halfreel_gateway.production import Production
 from halfreel_gateway.reception import Reception
@@ -85,8 +86,9 @@ def _run(settings: GatewaySettings) -> int:
     metrics.registry.register(FilmsCollector(store.counts))
     scene_metrics = SceneMetrics(metrics.registry)
 
-    llm = balanced_channel(settings.llm_addresses, LLM_SERVICE)
-    video = balanced_channel(settings.video_addresses, VIDEO_SERVICE)
+    access = model_access(settings)
+    llm = balanced_channel(settings.llm_addresses, LLM_SERVICE, access)
+    video = balanced_channel(settings.video_addresses, VIDEO_SERVICE, access)
     models = Models(llm, video)
     announcer = Announcer(hub, store, running)
     writer = ScriptWriter(store, running, announcer, models, llm)
@@ -96,7 +98,7 @@ def _run(settings: GatewaySettings) -> int:
     jobs = Jobs(production, store, url, settings.executor_id)
 
     reception = Reception(store, artifacts, models, jobs.start, jobs.forget, settings.min_free_disk_bytes)
-    memory = ServersMemory(settings.llm_addresses, settings.video_addresses)
+    memory = ServersMemory(settings.llm_addresses, settings.video_addresses, access)
     server = Server(settings, service=SERVICE, metrics=metrics)
     servicer = GatewayService(reception, hub, memory)
     server.add(

@@ -9,8 +9,11 @@ import ipaddress
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import grpc
+
+from halfreel_runtime.bearer import AioBearerInterceptor, BearerInterceptor, BearerToken
 
 _HOST_PORT = re.compile(r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|(?P<host>[^\[\]:/\s]+)):(?P<port>\d{1,5})")
 _DNS_LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
@@ -21,7 +24,7 @@ _MAX_RECEIVE_BYTES = 4 << 20
 # A server that comes back must be found well within the 5 s in which films go on.
 _MAX_RECONNECT_MS = 1000
 
-_OPTIONS: tuple[tuple[str, int], ...] = (
+_OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.enable_http_proxy", 0),
     ("grpc.enable_retries", 0),  # the gateway tries again by itself, and tells the film so
     ("grpc.keepalive_time_ms", 10_000),
@@ -33,6 +36,23 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_reconnect_backoff_ms", _MAX_RECONNECT_MS),
     ("grpc.max_receive_message_length", _MAX_RECEIVE_BYTES),
 )
+
+
+@dataclass(frozen=True)
+class ModelAccess:
+    """What channels to model servers are opened with.
+
+    Attributes:
+        tls: None for plain connections.
+        token: shown at each call; None for none.
+    """
+
+    tls: grpc.ChannelCredentials | None
+    token: BearerToken | None
+
+
+# To servers that ask for nothing.
+OPEN = ModelAccess(None, None)
 
 
 def target(addresses: Sequence[str]) -> str:
@@ -69,24 +89,39 @@ def _kind(address: str) -> str:
     return f"ipv{version}"
 
 
-def _options(service: str) -> list[tuple[str, int | str]]:
-    config = {"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": service}}
-    return [*_OPTIONS, ("grpc.service_config", json.dumps(config))]
-
-
-def balanced_channel(addresses: Sequence[str], service: str) -> grpc.Channel:
+def balanced_channel(addresses: Sequence[str], service: str, access: ModelAccess = OPEN) -> grpc.Channel:
     """A channel that gives each call to the next of the servers whose health is SERVING.
 
     Args:
-        addresses: as `target` takes them.
+        addresses: as `target` takes them; over TLS, each server's certificate must be for the first one's host.
         service: full name of the gRPC service, such as "halfreel.llm.v1.LlmService".
+        access: certificates and token.
 
     Returns:
         A channel for threads; a call fails with UNAVAILABLE while no server serves.
     """
-    return grpc.insecure_channel(target(addresses), options=_options(service))
+    config = {"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": service}}
+    options = [*_OPTIONS, ("grpc.service_config", json.dumps(config))]
+    if len(addresses) > 1:
+        # What the certificates are checked for: by itself gRPC would take all the addresses for one name.
+        options.append(("grpc.default_authority", addresses[0]))
+    if access.tls is None:
+        channel = grpc.insecure_channel(target(addresses), options=options)
+    else:
+        channel = grpc.secure_channel(target(addresses), access.tls, options=options)
+    return channel if access.token is None else grpc.intercept_channel(channel, BearerInterceptor(access.token))
 
 
-def single_channel(address: str) -> grpc.aio.Channel:
-    """A channel to one server, for asyncio, whatever its health."""
-    return grpc.aio.insecure_channel(target([address]), options=list(_OPTIONS))
+def single_channel(address: str, access: ModelAccess, name: str) -> grpc.aio.Channel:
+    """A channel to one server, for asyncio and calls with one answer, whatever its health.
+
+    Args:
+        address: of the server.
+        access: certificates and token.
+        name: what the server's certificate must be for, with a port: `address` itself, or the DNS name that led to it.
+    """
+    options = [*_OPTIONS, ("grpc.default_authority", name)]
+    signing = [] if access.token is None else [AioBearerInterceptor(access.token)]
+    if access.tls is None:
+        return grpc.aio.insecure_channel(target([address]), options=options, interceptors=signing)
+    return grpc.aio.secure_channel(target([address]), access.tls, options=options, interceptors=signing)

@@ -25,14 +25,17 @@ films = sa.Table(
     "films",
     metadata,
     sa.Column("film_id", sa.String(32), primary_key=True),
-    sa.Column("request_id", sa.String(128), nullable=False, unique=True),
+    sa.Column("owner", sa.String(64), nullable=False),  # the name of the token that made it; empty without tokens
+    sa.Column("request_id", sa.String(128), nullable=False),
     sa.Column("fingerprint", sa.String(64), nullable=False),
     sa.Column("state", sa.SmallInteger, nullable=False),
     sa.Column("waiting_reason", sa.Text, nullable=False),
     sa.Column("create_time_us", sa.BigInteger, nullable=False),
     sa.Column("last_sequence_number", sa.Integer, nullable=False),
     sa.Column("film", sa.LargeBinary, nullable=False),
+    sa.UniqueConstraint("owner", "request_id"),
     sa.Index("films_by_create_time", "create_time_us", "film_id"),
+    sa.Index("films_by_owner", "owner", "create_time_us", "film_id"),
     sa.Index("films_by_state", "state"),
 )
 

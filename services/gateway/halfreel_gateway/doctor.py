@@ -22,9 +22,10 @@ import grpc
 import sqlalchemy as sa
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from halfreel_gateway.channels import single_channel
+from halfreel_gateway.channels import ModelAccess, single_channel
 from halfreel_gateway.database import Database, database_url
 from halfreel_gateway.join import ENCODER
+from halfreel_gateway.model_access import model_access
 from halfreel_gateway.settings import LLM_SERVICE, SERVICE, VIDEO_SERVICE, GatewaySettings
 from halfreel_runtime.settings import load_settings
 
@@ -67,10 +68,16 @@ async def diagnose(settings: GatewaySettings) -> Diagnosis:
         ),
         Check("encoder", ENCODER in av.codecs_available, f"{ENCODER} for clips that disagree"),
     ]
-    servers = await asyncio.gather(
-        *(_check_server("llm", LLM_SERVICE, address) for address in settings.llm_addresses),
-        *(_check_server("video", VIDEO_SERVICE, address) for address in settings.video_addresses),
-    )
+    servers: list[Check] = []
+    try:
+        access = model_access(settings)
+    except ValueError as error:
+        needed.append(Check("model files", False, str(error)))
+    else:
+        servers = await asyncio.gather(
+            *(_check_server("llm", LLM_SERVICE, address, access) for address in settings.llm_addresses),
+            *(_check_server("video", VIDEO_SERVICE, address, access) for address in settings.video_addresses),
+        )
     return Diagnosis(
         service=SERVICE,
         ready=all(check.ok for check in needed),
@@ -108,8 +115,8 @@ def _check_database(settings: GatewaySettings, data_dir: Path) -> Check:
     return Check("database", True, url.get_backend_name())
 
 
-async def _check_server(name: str, service: str, address: str) -> Check:
-    async with single_channel(address) as channel:
+async def _check_server(name: str, service: str, address: str, access: ModelAccess) -> Check:
+    async with single_channel(address, access, address) as channel:
         try:
             answer = await health_pb2_grpc.HealthStub(channel).Check(
                 health_pb2.HealthCheckRequest(service=service), timeout=_ANSWER_WITHIN_S

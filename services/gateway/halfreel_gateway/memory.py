@@ -17,7 +17,7 @@ from halfreel.gateway.v1 import gateway_pb2 as pb
 from halfreel.gpu.v1 import gpu_pb2
 from halfreel.llm.v1 import llm_pb2, llm_pb2_grpc
 from halfreel.video.v1 import video_pb2, video_pb2_grpc
-from halfreel_gateway.channels import single_channel
+from halfreel_gateway.channels import ModelAccess, single_channel
 from halfreel_runtime.errors import error_from_status
 
 ANSWER_WITHIN_S = 2.0
@@ -29,9 +29,11 @@ class ServersMemory:
     Args:
         llm_addresses: of the language model servers.
         video_addresses: of the video servers; a DNS name stands for all its records.
+        access: certificates and token.
     """
 
-    def __init__(self, llm_addresses: Sequence[str], video_addresses: Sequence[str]) -> None:
+    def __init__(self, llm_addresses: Sequence[str], video_addresses: Sequence[str], access: ModelAccess) -> None:
+        self._access = access
         self._addresses = [(pb.SERVER_KIND_LLM, each) for each in llm_addresses]
         self._addresses += [(pb.SERVER_KIND_VIDEO, each) for each in video_addresses]
         self._channels: dict[str, grpc.aio.Channel] = {}
@@ -40,20 +42,20 @@ class ServersMemory:
         """One entry a server, in the order of the settings; one that does not answer in 2 s is told as such."""
         resolved = await asyncio.gather(*(resolve(address) for _, address in self._addresses))
         servers = [
-            (kind, address)
-            for (kind, _), addresses in zip(self._addresses, resolved, strict=True)
+            (kind, name, address)
+            for (kind, name), addresses in zip(self._addresses, resolved, strict=True)
             for address in addresses
         ]
-        await self._forget_all_but({address for _, address in servers})
-        return list(await asyncio.gather(*(self._ask_one(kind, address) for kind, address in servers)))
+        await self._forget_all_but({address for _, _, address in servers})
+        return list(await asyncio.gather(*(self._ask_one(*server) for server in servers)))
 
     async def close(self) -> None:
         """Closes all connections."""
         await self._forget_all_but(set())
 
-    async def _ask_one(self, kind: pb.ServerKind.ValueType, address: str) -> pb.ServerMemory:
+    async def _ask_one(self, kind: pb.ServerKind.ValueType, name: str, address: str) -> pb.ServerMemory:
         if address not in self._channels:
-            self._channels[address] = single_channel(address)
+            self._channels[address] = single_channel(address, self._access, name)
         channel = self._channels[address]
         told = pb.ServerMemory(kind=kind, address=address)
         try:

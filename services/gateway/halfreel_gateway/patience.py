@@ -3,6 +3,7 @@
 | what happened | what is done |
 |---|---|
 | the server is down, loading or draining | wait as long as it takes, and say so |
+| it does not take the gateway's token | wait likewise: a new token is read without a restart |
 | it is lost while at work on this, again and again | give up after MAX_LOST_COUNT times |
 | its queue is full | come back when it says |
 | it is silent for too long, fails inside, or sends what can't be right | ask again, MAX_TRY_COUNT times in all |
@@ -35,6 +36,7 @@ _BUSY_JITTER = 0.25
 
 _ABSENT = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
 _LEAVING = {"DRAINING", "MODEL_LOADING", "ENGINE_DEAD"}
+_NOT_SIGNED_IN = {"TOKEN_MISSING", "TOKEN_INVALID", "TOKEN_EXPIRED", "SCOPE_MISSING"}
 _PASSING = {
     grpc.StatusCode.INTERNAL,
     grpc.StatusCode.UNKNOWN,
@@ -88,6 +90,8 @@ class Patience:
         elif remote.reason == "QUEUE_FULL":
             seconds = remote.retry_after_s or _BUSY_WAIT_S
             self._wait(f"all {self._server} servers are busy", seconds * (1 + _BUSY_JITTER * random.random()))
+        elif remote.reason in _NOT_SIGNED_IN:
+            self._wait(f"the {self._server} server does not take the gateway's token; it needs another", _BUSY_WAIT_S)
         elif self._may_pass(remote):
             self.try_failed(self._failure(remote, error))
         else:

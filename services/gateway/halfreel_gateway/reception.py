@@ -44,8 +44,8 @@ class Reception:
         self._forget = forget
         self._min_free_bytes = min_free_bytes
 
-    def create(self, request: pb.CreateFilmRequest) -> pb.Film:
-        """Stores a film and starts it; for a request that was seen before, finds its film.
+    def create(self, request: pb.CreateFilmRequest, owner: str) -> pb.Film:
+        """Stores a film and starts it; for a request that its owner sent before, finds its film.
 
         Raises:
             InvalidArgument: INVALID_FIELD.
@@ -56,14 +56,14 @@ class Reception:
         wanted = fingerprint(request)
         free_bytes = self.artifacts.free_bytes()
         # A film that was accepted before the disk filled up stays accepted, for a client that asks once more.
-        if free_bytes < self._min_free_bytes and self.store.of_request(request.request_id, wanted) is None:
+        if free_bytes < self._min_free_bytes and self.store.of_request(owner, request.request_id, wanted) is None:
             raise disk_full_refusal(self._min_free_bytes, free_bytes)
         settings = pb.FilmSettings()
         settings.CopyFrom(request.settings)
         if not settings.HasField("seed"):
             settings.seed = seeds.random_seed()
         try:
-            film = self.store.create(request.request_id, request.idea, settings, wanted)
+            film = self.store.create(request.request_id, request.idea, settings, wanted, owner=owner)
             if film.state == pb.Film.STATE_QUEUED:
                 self._start(film.film_id)
         except Exception as error:

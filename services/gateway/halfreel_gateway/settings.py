@@ -38,6 +38,18 @@ class GatewaySettings(ServerSettings):
     video_addresses: CommaList = Field(
         ("127.0.0.1:7602",), description="Video servers: several IP addresses, or one DNS name, with ports."
     )
+    model_ca_file: LocalPath | None = Field(
+        None, description="CA certificates, PEM, for the model servers' certificates; with it they are called over TLS."
+    )
+    model_token_file: LocalPath | None = Field(
+        None, description="File that holds the token shown to model servers, with the scopes generate and read."
+    )
+    model_certificate_file: LocalPath | None = Field(
+        None, description="Certificate of the gateway, PEM, for model servers that ask for one."
+    )
+    model_key_file: LocalPath | None = Field(
+        None, description="Key of model_certificate_file, PEM; nobody else may be able to read it."
+    )
     scene_concurrency: int = Field(
         0, ge=0, le=256, description="Scenes rendered at once; 0 is one for each of video_addresses."
     )

@@ -57,14 +57,15 @@ class FilmStore:
         self._publish = publish
         self._max_active_count = max_active_count
 
-    def create(self, request_id: str, idea: str, settings: pb.FilmSettings, fingerprint: str) -> pb.Film:
+    def create(self, request_id: str, idea: str, settings: pb.FilmSettings, fingerprint: str, *, owner: str) -> pb.Film:
         """Stores a new film, or finds the one that this request made before.
 
         Args:
-            request_id: the client's id.
+            request_id: the client's id, which says nothing of another owner's.
             idea: what the film shows.
             settings: with the seed set.
             fingerprint: of idea and settings as they were sent.
+            owner: whose the film is.
 
         Raises:
             AlreadyExists: REQUEST_ID_REUSED, for another idea or other settings.
@@ -72,7 +73,7 @@ class FilmStore:
         """
         try:
             with self._database.writing() as connection:
-                if (known := self._of_request(connection, request_id, fingerprint)) is not None:
+                if (known := self._of_request(connection, owner, request_id, fingerprint)) is not None:
                     return known
                 self._refuse_too_many(connection)
                 change = FilmChange(_new_film(request_id, idea, settings), [], 0)
@@ -80,6 +81,7 @@ class FilmStore:
                 connection.execute(
                     sa.insert(db.films).values(
                         film_id=change.film.film_id,
+                        owner=owner,
                         request_id=request_id,
                         fingerprint=fingerprint,
                         create_time_us=change.film.create_time.ToMicroseconds(),
@@ -89,21 +91,21 @@ class FilmStore:
                 rows.write_events(connection, change)
         except sa.exc.IntegrityError:
             # Another gateway stored the same request between our look and our insert.
-            known = self.of_request(request_id, fingerprint)
+            known = self.of_request(owner, request_id, fingerprint)
             if known is None:
                 raise
             return known
         self._publish(change.film.film_id, change.events)
         return change.film
 
-    def of_request(self, request_id: str, fingerprint: str) -> pb.Film | None:
-        """The film that this request made before, if it did.
+    def of_request(self, owner: str, request_id: str, fingerprint: str) -> pb.Film | None:
+        """The film that this request of an owner made before, if it did.
 
         Raises:
             AlreadyExists: REQUEST_ID_REUSED, for another idea or other settings.
         """
         with self._database.reading() as connection:
-            return self._of_request(connection, request_id, fingerprint)
+            return self._of_request(connection, owner, request_id, fingerprint)
 
     def film(self, film_id: str) -> StoredFilm:
         """One film, all of it.
@@ -117,14 +119,28 @@ class FilmStore:
                 raise film_not_found()
             return StoredFilm(rows.films_of(connection, [row])[0], row.last_sequence_number)
 
-    def films(self, count: int, after: Position | None) -> list[pb.Film]:
+    def check_owner(self, film_id: str, owner: str) -> None:
+        """Whether a film is somebody's; one of another is as if it was not there.
+
+        Raises:
+            NotFound: FILM_NOT_FOUND.
+        """
+        query = sa.select(sa.literal(1)).where(db.films.c.film_id == film_id, db.films.c.owner == owner)
+        with self._database.reading() as connection:
+            if connection.execute(query).first() is None:
+                raise film_not_found()
+
+    def films(self, count: int, after: Position | None, *, owner: str | None) -> list[pb.Film]:
         """Films, newest first.
 
         Args:
             count: how many at most.
             after: the last film of the page before.
+            owner: whose; None for everybody's.
         """
         query = sa.select(db.films).order_by(db.films.c.create_time_us.desc(), db.films.c.film_id.desc()).limit(count)
+        if owner is not None:
+            query = query.where(db.films.c.owner == owner)
         if after is not None:
             place = sa.tuple_(db.films.c.create_time_us, db.films.c.film_id)
             query = query.where(place < sa.tuple_(sa.literal(after.create_time_us), sa.literal(after.film_id)))
@@ -244,8 +260,9 @@ class FilmStore:
         with self._database.writing() as connection:
             connection.execute(change.values(done_ratio=done_ratio))
 
-    def _of_request(self, connection: sa.Connection, request_id: str, fingerprint: str) -> pb.Film | None:
-        row = connection.execute(sa.select(db.films).where(db.films.c.request_id == request_id)).one_or_none()
+    def _of_request(self, connection: sa.Connection, owner: str, request_id: str, fingerprint: str) -> pb.Film | None:
+        same = (db.films.c.owner == owner, db.films.c.request_id == request_id)
+        row = connection.execute(sa.select(db.films).where(*same)).one_or_none()
         if row is None:
             return None
         if row.fingerprint != fingerprint:

@@ -46,8 +46,8 @@ def store(tmp_path: Path, told: Told) -> Iterator[FilmStore]:
     database.close()
 
 
-def create(store: FilmStore, request_id: str = "r", fingerprint: str = "f") -> pb.Film:
-    return store.create(request_id, "an idea", pb.FilmSettings(seed=1), fingerprint)
+def create(store: FilmStore, request_id: str = "r", fingerprint: str = "f", owner: str = "") -> pb.Film:
+    return store.create(request_id, "an idea", pb.FilmSettings(seed=1), fingerprint, owner=owner)
 
 
 def write(store: FilmStore, film_id: str, scene_count: int = 2) -> None:
@@ -223,7 +223,7 @@ def test_pages_are_complete_while_films_are_added(store: FilmStore) -> None:
     made = [create(store, str(i)).film_id for i in range(25)]
     listed: list[str] = []
     position: Position | None = None
-    while page := store.films(4, position):
+    while page := store.films(4, position, owner=None):
         listed += [film.film_id for film in page]
         position = pages.decode(pages.encode(Position(page[-1].create_time.ToMicroseconds(), page[-1].film_id)))
         create(store, f"later {len(listed)}")
@@ -301,3 +301,21 @@ def test_a_page_fits_into_a_message() -> None:
         assert (position.film_id if position else "") == (listed[-1].film_id if films else "")
         assert bool(page.next_page_token) == bool(films)
     assert len(listed) == 501
+
+
+def test_films_of_two_owners_are_apart(store: FilmStore) -> None:
+    of_anna, of_berta, of_nobody = (create(store, "same", owner, owner) for owner in ("anna", "berta", ""))
+    assert len({of_anna.film_id, of_berta.film_id, of_nobody.film_id}) == 3
+    assert create(store, "same", "anna", "anna").film_id == of_anna.film_id
+    assert [film.film_id for film in store.films(9, None, owner="anna")] == [of_anna.film_id]
+    assert len(store.films(9, None, owner=None)) == 3
+    store.check_owner(of_anna.film_id, "anna")
+    for film_id, owner in (
+        (of_anna.film_id, "berta"),
+        (of_anna.film_id, ""),
+        (of_nobody.film_id, "anna"),
+        ("0" * 32, ""),
+    ):
+        with pytest.raises(NotFound) as raised:
+            store.check_owner(film_id, owner)
+        assert raised.value.reason == "FILM_NOT_FOUND"

@@ -99,7 +99,7 @@ async def collect(hub: Hub, store: FilmStore, film_id: str, after: int | None = 
 
 
 def make(store: FilmStore) -> str:
-    return store.create("r", "idea", pb.FilmSettings(seed=1), "f").film_id
+    return store.create("r", "idea", pb.FilmSettings(seed=1), "f", owner="").film_id
 
 
 async def test_a_thousand_watchers_ask_the_database_together(hub: Hub, database: Database) -> None:

@@ -14,11 +14,13 @@ from halfreel_client.command.doctor import doctor_command
 from halfreel_client.command.exits import EXIT_CODES_TEXT, telling_errors
 from halfreel_client.command.films import cancel_command, delete_command, films_command, watch_command
 from halfreel_client.command.make import make_command
+from halfreel_client.command.options import CaFile, CertificateFile, KeyFile, TokenFile
 from halfreel_client.command.pull import MODELS_TEXT, pull_command
 from halfreel_client.command.sheet import sheet_command
 from halfreel_client.command.status import status_command
 from halfreel_client.command.tokens import tokens_app
 from halfreel_client.command.up import down_command, up_command
+from halfreel_client.credentials import Credentials
 
 
 class _Commands(TyperGroup):
@@ -50,11 +52,18 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
+    ca_file: CaFile = None,
+    token_file: TokenFile = None,
+    certificate_file: CertificateFile = None,
+    key_file: KeyFile = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
     ] = False,
 ) -> None:
     """Turns one sentence into a film, on the GPU you have."""
+    files = (ca_file, token_file, certificate_file, key_file)
+    context.obj = Credentials(*(path.expanduser() if path else None for path in files))
 
 
 for _name, _command in (
@@ -71,5 +80,5 @@ for _name, _command in (
     ("certs", certs_command),
 ):
     app.command(_name, epilog=EXIT_CODES_TEXT)(_command)
-app.add_typer(tokens_app, name="tokens")
+app.add_typer(tokens_app, name="tokens", epilog=EXIT_CODES_TEXT)
 app.command("pull", epilog=f"{MODELS_TEXT}\n\n{EXIT_CODES_TEXT}")(pull_command)

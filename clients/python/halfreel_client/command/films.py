@@ -16,12 +16,13 @@ from rich.table import Table
 from rich.text import Text
 
 from halfreel_client.aio_client import AsyncClient
+from halfreel_client.command.endpoint import Endpoint, endpoint_of
 from halfreel_client.command.exits import CommandError, ExitCode, speak_json
-from halfreel_client.command.gateway import calling, own_credentials
+from halfreel_client.command.gateway import calling
 from halfreel_client.command.interruption import run_interruptible
 from halfreel_client.command.make import check_output, view_for
 from halfreel_client.command.making import follow, reach
-from halfreel_client.command.options import Address, DataDir, Json, address_of
+from halfreel_client.command.options import Address, DataDir, Json
 from halfreel_client.display.amounts import bytes_text, seconds_text
 from halfreel_client.display.as_json import as_json, json_line
 from halfreel_client.display.printable import printable
@@ -44,7 +45,7 @@ def films_command(
     """Lists films, newest first."""
     if json:
         speak_json(context)
-    with calling(address_of(address, data_dir)) as client:
+    with calling(endpoint_of(context, address, data_dir)) as client:
         # One more than wanted tells whether there are more.
         films = list(itertools.islice(client.films(page_size=min(limit + 1, _MAX_PAGE_SIZE)), limit + 1))
     if json:
@@ -84,32 +85,32 @@ def watch_command(
         output = output.resolve()
     with view_for(json, film_id) as view:
         try:
-            run_interruptible(_watch(address_of(address, data_dir), film_id, view, output, after))
+            run_interruptible(_watch(endpoint_of(context, address, data_dir), film_id, view, output, after))
         except asyncio.CancelledError:
             raise CommandError(
                 f"left; the film goes on, and `halfreel cancel {film_id}` stops it", ExitCode.CANCELLED
             ) from None
 
 
-def cancel_command(film_id: FilmId, address: Address = None, data_dir: DataDir = None) -> None:
+def cancel_command(context: typer.Context, film_id: FilmId, address: Address = None, data_dir: DataDir = None) -> None:
     """Cancels a film; one that has ended stays as it is."""
-    with calling(address_of(address, data_dir)) as client:
+    with calling(endpoint_of(context, address, data_dir)) as client:
         film = client.cancel(film_id)
     typer.echo(
         f"film {film.film_id} is {film.state}" if film.state.ended else f"film {film.film_id} is being cancelled"
     )
 
 
-def delete_command(film_id: FilmId, address: Address = None, data_dir: DataDir = None) -> None:
+def delete_command(context: typer.Context, film_id: FilmId, address: Address = None, data_dir: DataDir = None) -> None:
     """Deletes a film that has ended, with its files."""
-    with calling(address_of(address, data_dir)) as client:
+    with calling(endpoint_of(context, address, data_dir)) as client:
         client.delete(film_id)
     typer.echo(f"film {printable(film_id)} is deleted")
 
 
-async def _watch(address: str, film_id: str, view: View, output: Path | None, after: int | None) -> None:
-    async with AsyncClient(address, credentials=own_credentials()) as client:
-        await reach(client)
+async def _watch(endpoint: Endpoint, film_id: str, view: View, output: Path | None, after: int | None) -> None:
+    async with AsyncClient(endpoint.address, credentials=endpoint.credentials) as client:
+        await reach(client, endpoint)
         await follow(client, film_id, view, output, after)
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from halfreel_client.client import Client
+from halfreel_client.command.endpoint import Endpoint
 from halfreel_client.command.exits import CommandError, ExitCode
-from halfreel_client.credentials import Credentials
 
 REACH_S = 2.0
 # One call is tried again for so long: a person waits for it.
@@ -16,27 +15,24 @@ _PATIENCE_S = 3.0
 
 
 @contextmanager
-def calling(address: str) -> Iterator[Client]:
+def calling(endpoint: Endpoint) -> Iterator[Client]:
     """A blocking client whose gateway answers.
 
     Raises:
         CommandError: none does.
     """
-    with Client(address, credentials=own_credentials(), patience_s=_PATIENCE_S) as client:
+    with Client(endpoint.address, credentials=endpoint.credentials, patience_s=_PATIENCE_S) as client:
         if not client.wait_reachable(REACH_S):
-            raise unreached(address)
+            raise unreached(endpoint)
         yield client
 
 
-def own_credentials() -> Credentials:
-    """What this user's environment says of certificates and token."""
-    return Credentials.from_environment(os.environ)
-
-
-def unreached(address: str) -> CommandError:
-    """What to say when no gateway answers at `address`."""
+def unreached(endpoint: Endpoint) -> CommandError:
+    """What to say when no gateway answers at an endpoint."""
+    with_tls = " with a certificate that your CA has signed" if endpoint.credentials.ca_file else ""
     return CommandError(
-        f"no gateway answers at {address}; start one with `halfreel up`, name another with --address, "
+        f"no gateway answers at {endpoint.address}{with_tls}; "
+        "start one with `halfreel up`, name another with --address, "
         "or make a film without one: `halfreel make --local`",
         ExitCode.UNREACHABLE,
     )

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from halfreel_client.command.exits import CommandError, ExitCode
+from halfreel_client.credentials import Credentials
 from halfreel_client.display.view import View
 from halfreel_client.gpus import find_gpus
 from halfreel_client.supervisor.running import held, is_locked
@@ -35,10 +36,14 @@ def check_installed() -> None:
 
 
 @contextmanager
-def local_servers(data_folder: Path) -> Iterator[Supervisor]:
+def local_servers(data_folder: Path, credentials: Credentials) -> Iterator[Supervisor]:
     """Three servers on free ports with a data folder of their own, which is removed after them.
 
     Their logs stay in `data_folder`/logs/make.
+
+    Args:
+        data_folder: theirs is made in it.
+        credentials: for servers that the environment gives certificates or tokens.
     """
     check_installed()
     data_folder.mkdir(parents=True, exist_ok=True)
@@ -47,7 +52,7 @@ def local_servers(data_folder: Path) -> Iterator[Supervisor]:
         tempfile.TemporaryDirectory(prefix=_PREFIX, dir=data_folder, ignore_cleanup_errors=True) as folder,
         held(Path(folder)),
     ):
-        servers = specs(Ports(0, 0, 0), Path(folder) / "gateway", find_gpus(), os.environ, passing=True)
+        servers = specs(Ports(0, 0, 0), Path(folder) / "gateway", find_gpus(), os.environ, credentials, passing=True)
         with Supervisor(
             servers,
             run_folder=Path(folder),

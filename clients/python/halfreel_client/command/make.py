@@ -12,12 +12,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from halfreel_client.command.endpoint import Endpoint, credentials_of, endpoint_of
 from halfreel_client.command.exits import CommandError, ExitCode, speak_json
 from halfreel_client.command.gateway import calling
 from halfreel_client.command.interruption import run_interruptible
 from halfreel_client.command.local_servers import local_servers
 from halfreel_client.command.making import Order, make
-from halfreel_client.command.options import Address, DataDir, Json, address_of, data_folder_of
+from halfreel_client.command.options import Address, DataDir, Json, data_folder_of
 from halfreel_client.display.as_json import as_json, json_line
 from halfreel_client.display.json_view import JsonView
 from halfreel_client.display.live_view import LiveView
@@ -77,15 +78,15 @@ def make_command(
     if local and detach:
         raise CommandError("--local and --detach exclude each other: the servers end with the command", ExitCode.USAGE)
     if detach:
-        _detach(idea, settings, address_of(address, data_dir), json)
+        _detach(idea, settings, endpoint_of(context, address, data_dir), json)
         return
     check_output(output)
     order = Order(idea, settings, output.resolve())
-    servers = local_servers(data_folder_of(data_dir)) if local else nullcontext()
+    servers = local_servers(data_folder_of(data_dir), credentials_of(context)) if local else nullcontext()
     with view_for(json, idea) as view, servers as supervisor:
         try:
             run_interruptible(
-                make(order, view, address_of(address, data_dir), supervisor),
+                make(order, view, endpoint_of(context, address, data_dir), supervisor),
                 on_first=view.ending,
                 on_second=supervisor.kill_now if supervisor is not None else lambda: None,
             )
@@ -118,7 +119,7 @@ def _write_line(line: str) -> None:
     sys.stdout.flush()
 
 
-def _detach(idea: str, settings: FilmSettings, address: str, json: bool) -> None:
-    with calling(address) as client:
+def _detach(idea: str, settings: FilmSettings, endpoint: Endpoint, json: bool) -> None:
+    with calling(endpoint) as client:
         film = client.create_film(idea, settings)
     _write_line(json_line({"event": "film", "film": as_json(film), "path": None}) if json else film.film_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import uuid
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
@@ -10,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from halfreel_client.aio_client import AsyncClient
+from halfreel_client.command.endpoint import Endpoint
 from halfreel_client.command.exits import CommandError, ExitCode
-from halfreel_client.command.gateway import REACH_S, own_credentials, unreached
+from halfreel_client.command.gateway import REACH_S, unreached
 from halfreel_client.command.local_servers import serving, tend
 from halfreel_client.display.view import View
 from halfreel_client.download import part_path
 from halfreel_client.errors import HalfreelError, ResourceExhausted
 from halfreel_client.film import Film, FilmSettings, FilmState
 from halfreel_client.memory import ServerMemory
+from halfreel_client.supervisor.stack import local_credentials
 from halfreel_client.supervisor.supervisor import Supervisor
 
 _CANCEL_S = 5.0
@@ -34,8 +37,8 @@ class Order:
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 
-async def make(order: Order, view: View, address: str, supervisor: Supervisor | None) -> None:
-    """Makes a film with the servers of `supervisor`, or else with the gateway at `address`.
+async def make(order: Order, view: View, endpoint: Endpoint, supervisor: Supervisor | None) -> None:
+    """Makes a film with the servers of `supervisor`, or else with the gateway at `endpoint`.
 
     Raises:
         CommandError, HalfreelError: it could not be made.
@@ -43,11 +46,12 @@ async def make(order: Order, view: View, address: str, supervisor: Supervisor | 
         asyncio.CancelledError: interrupted; the film was cancelled.
     """
     if supervisor is None:
-        await _make_at(order, view, address)
+        await _make_at(order, view, endpoint)
         return
 
     async def work() -> None:
-        await _make_at(order, view, await serving(supervisor))
+        credentials = local_credentials("gateway", endpoint.credentials, os.environ)
+        await _make_at(order, view, Endpoint(await serving(supervisor), credentials))
 
     await _beside(work(), tend(supervisor, view))
 
@@ -80,15 +84,15 @@ async def follow(client: AsyncClient, film_id: str, view: View, output: Path | N
     _check_end(film)
 
 
-async def reach(client: AsyncClient) -> None:
+async def reach(client: AsyncClient, endpoint: Endpoint) -> None:
     """Raises CommandError when no gateway answers soon."""
     if not await client.wait_reachable(REACH_S):
-        raise unreached(client.address)
+        raise unreached(endpoint)
 
 
-async def _make_at(order: Order, view: View, address: str) -> None:
-    async with AsyncClient(address, credentials=own_credentials()) as client:
-        await reach(client)
+async def _make_at(order: Order, view: View, endpoint: Endpoint) -> None:
+    async with AsyncClient(endpoint.address, credentials=endpoint.credentials) as client:
+        await reach(client, endpoint)
         film: Film | None = None
         try:
             film = await client.create_film(order.idea, order.settings, request_id=order.request_id)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from halfreel_client.channel import DEFAULT_ADDRESS
-from halfreel_client.supervisor.running import Running, default_data_folder
+from halfreel_client.supervisor.running import default_data_folder
 
 Address = Annotated[
     str | None,
@@ -28,17 +28,40 @@ DataDir = Annotated[
         show_default=False,
     ),
 ]
+CaFile = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="HALFREEL_CA_FILE",
+        metavar="FILE",
+        help="Use TLS, and believe servers whose certificate a CA of this file (PEM) has signed.",
+        show_default=False,
+    ),
+]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="HALFREEL_TOKEN_FILE",
+        metavar="FILE",
+        help="Holds the token to sign in with, for your eyes alone (chmod 600).",
+        show_default=False,
+    ),
+]
+CertificateFile = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="HALFREEL_CERTIFICATE_FILE",
+        metavar="FILE",
+        help="Your own certificate (PEM), for servers that ask for one.",
+        show_default=False,
+    ),
+]
+KeyFile = Annotated[
+    Path | None,
+    typer.Option(envvar="HALFREEL_KEY_FILE", metavar="FILE", help="Its key (PEM).", show_default=False),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line, for machines.")]
 
 
 def data_folder_of(data_dir: Path | None) -> Path:
     """The folder to use, absolute."""
     return (data_dir or default_data_folder()).expanduser().resolve()
-
-
-def address_of(address: str | None, data_dir: Path | None) -> str:
-    """The gateway to call: the one that was named, else the one that runs on this machine."""
-    if address:
-        return address
-    running = Running.read(data_folder_of(data_dir))
-    return running.addresses.get("gateway", DEFAULT_ADDRESS) if running else DEFAULT_ADDRESS

@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.live import Live
 
 from halfreel_client.aio_client import AsyncClient
+from halfreel_client.command.endpoint import Endpoint, endpoint_of
 from halfreel_client.command.exits import speak_json
-from halfreel_client.command.gateway import own_credentials
 from halfreel_client.command.interruption import run_interruptible
 from halfreel_client.command.making import reach
-from halfreel_client.command.options import Address, DataDir, Json, address_of
+from halfreel_client.command.options import Address, DataDir, Json
 from halfreel_client.display.as_json import as_json, json_line
 from halfreel_client.display.memory_table import memory_table
 from halfreel_client.memory import ServerMemory
@@ -37,14 +37,14 @@ def status_command(
         speak_json(context)
     live = sys.stdout.isatty() or json
     try:
-        run_interruptible(_show(address_of(address, data_dir), json, once or not live))
+        run_interruptible(_show(endpoint_of(context, address, data_dir), json, once or not live))
     except asyncio.CancelledError:
         return  # Ctrl-C is the way to end it
 
 
-async def _show(address: str, json: bool, once: bool) -> None:
-    async with AsyncClient(address, credentials=own_credentials()) as client:
-        await reach(client)
+async def _show(endpoint: Endpoint, json: bool, once: bool) -> None:
+    async with AsyncClient(endpoint.address, credentials=endpoint.credentials) as client:
+        await reach(client, endpoint)
         servers = await client.memory()
         if json:
             _write_json(servers)

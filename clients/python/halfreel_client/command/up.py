@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
+from halfreel_client.command.endpoint import credentials_of
 from halfreel_client.command.exits import CommandError, ExitCode
 from halfreel_client.command.interruption import Interruption
 from halfreel_client.command.local_servers import check_installed
@@ -30,6 +31,7 @@ _DOWN_WAIT_S = 60.0
 
 
 def up_command(
+    context: typer.Context,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the gateway; 0 takes any free one.")] = 7600,
     llm_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the language model server.")] = 7601,
     video_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the video model server.")] = 7602,
@@ -49,7 +51,7 @@ def up_command(
                     f"taken by another program: {'; '.join(taken)}; stop it, or choose other ports (0 is any free one)",
                     ExitCode.USAGE,
                 )
-            servers = specs(ports, data_folder, find_gpus(), os.environ)
+            servers = specs(ports, data_folder, find_gpus(), os.environ, credentials_of(context))
             with Supervisor(servers, run_folder=data_folder / "run", log_folder=data_folder / "logs") as supervisor:
                 _supervise(supervisor, data_folder)
     except AlreadyUpError:

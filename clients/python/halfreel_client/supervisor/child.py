@@ -40,6 +40,7 @@ class ServerSpec:
         needs: servers whose addresses `arguments` asks for.
         arguments: flags beside those for ports.
         environment: set for this process alone.
+        credentials: to ask for its health with.
     """
 
     name: str
@@ -50,6 +51,7 @@ class ServerSpec:
     needs: tuple[str, ...] = ()
     arguments: Callable[[Addresses], list[str]] = field(default=lambda addresses: [])
     environment: Mapping[str, str] = field(default_factory=dict)
+    credentials: Credentials = field(default_factory=Credentials)
 
 
 class Health(StrEnum):
@@ -112,7 +114,7 @@ class Child:
     def health(self) -> Health:
         """What the server says; waits half a second at most."""
         if self._channel is None:
-            self._channel = open_channel(self.address, Credentials.from_environment(os.environ))
+            self._channel = open_channel(self.address, self.spec.credentials)
         request = health_pb2.HealthCheckRequest(service=self.spec.health_service)
         try:
             reply = health_pb2_grpc.HealthStub(self._channel).Check(request, timeout=_HEALTH_TIMEOUT_S)

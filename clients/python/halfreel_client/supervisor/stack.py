@@ -7,9 +7,10 @@ import importlib.util
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from halfreel_client.credentials import Credentials, CredentialsError
 from halfreel_client.gpus import Gpu
 from halfreel_client.supervisor.child import Addresses, ServerSpec
 
@@ -52,6 +53,7 @@ def specs(
     data_folder: Path,
     gpus: list[Gpu],
     environ: Mapping[str, str],
+    credentials: Credentials | None = None,
     *,
     passing: bool = False,
 ) -> list[ServerSpec]:
@@ -62,6 +64,7 @@ def specs(
         data_folder: the gateway keeps films, clips and jobs in it.
         gpus: with two, each model server has one of its own; otherwise each finds its device itself.
         environ: what a person has set for a server there is not overruled.
+        credentials: for servers that are given certificates or tokens there.
         passing: the servers are for one film: they drain fast, and keep no job in a database that others use.
     """
     grace = ["--grace-s", PASSING_GRACE_S] if passing else []
@@ -78,6 +81,7 @@ def specs(
             port,
             _metrics_port(name, port, environ),
             arguments=lambda addresses: device + grace,
+            credentials=local_credentials(name, credentials, environ),
         )
 
     def gateway_arguments(addresses: Addresses) -> list[str]:
@@ -99,6 +103,7 @@ def specs(
             _metrics_port("gateway", ports.gateway, environ),
             needs=("llm", "video"),
             arguments=gateway_arguments,
+            credentials=local_credentials("gateway", credentials, environ),
         ),
     ]
 
@@ -109,6 +114,21 @@ def torch_version() -> str:
         return importlib.metadata.version("torch")
     except importlib.metadata.PackageNotFoundError:
         return ""
+
+
+def local_credentials(name: str, given: Credentials | None, environ: Mapping[str, str]) -> Credentials:
+    """How one signs in to a server that is started here: with as much of what was given as the server asks for.
+
+    Raises:
+        CredentialsError: the server has a certificate, and there is no CA to check it by.
+    """
+    own = given or Credentials()
+    tls, tokens = (f"HALFREEL_{name.upper()}_{setting}" for setting in ("TLS_CERTIFICATE_FILE", "TOKENS_FILE"))
+    if environ.get(tls) and own.ca_file is None:
+        raise CredentialsError(f"{tls} is set; name the CA that has signed it: --ca-file or HALFREEL_CA_FILE")
+    if not environ.get(tls):
+        own = replace(own, ca_file=None, certificate_file=None, key_file=None)
+    return own if environ.get(tokens) else replace(own, token_file=None)
 
 
 def _metrics_port(name: str, port: int, environ: Mapping[str, str]) -> int | None:
