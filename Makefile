@@ -76,9 +76,9 @@ clean: ## Removes the environments and the servers' data of this folder
 	@touch $@
 
 # The generators need an older protobuf than the servers; buf comes as an npm package, so lint and verify need node.
-.venv-gen/installed: protos/package-lock.json
+.venv-gen/installed: protos/package.json
 	@command -v npm >/dev/null || { echo "make lint and make verify need node and npm (they bring buf)"; exit 1; }
 	@$(PYTHON) -m venv .venv-gen
 	@.venv-gen/bin/pip --disable-pip-version-check --quiet install grpcio-tools==1.76.0 mypy-protobuf==5.1.0
-	@npm ci --prefix protos --no-audit --no-fund --loglevel=error
+	@npm install --prefix protos --no-save --no-package-lock --no-audit --no-fund --loglevel=error
 	@touch $@

@@ -13,9 +13,9 @@ from halfreel_video.quiet import quiet_libraries
 from halfreel_video.settings import SERVICE, VideoSettings
 
 
-def main(argv: list[str]) -> NoReturn:
+def main(argv: list[str] | None = None) -> NoReturn:
     """Runs the server until it is told to stop."""
-    settings = load_settings(VideoSettings, SERVICE, argv)
+    settings = load_settings(VideoSettings, SERVICE, sys.argv[1:] if argv is None else argv)
     configure_logs(settings.log_level, SERVICE)
 
     # Read by the hub client and by torch when they are first imported, which is below. Nothing is ever fetched; and
@@ -75,4 +75,4 @@ def main(argv: list[str]) -> NoReturn:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
