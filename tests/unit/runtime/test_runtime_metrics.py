@@ -96,8 +96,11 @@ async def test_calls_and_phases_are_counted_and_ids_are_not_labels(running: Any)
 
 
 async def test_the_queue_is_shown_while_it_stands_and_a_scrape_does_not_wait(running: Any) -> None:
-    calls = [running.llm.Generate(order("sleep 0.05 40")) for _ in range(3)]
-    for call in calls:
+    calls = [running.llm.Generate(order("sleep 0.05 40"))]
+    for _ in range(2):  # it was queued, and has begun: only now do the others find two places
+        await calls[0].read()
+    calls += [running.llm.Generate(order("sleep 0.05 40")) for _ in range(2)]
+    for call in calls[1:]:
         await call.read()
     await asyncio.sleep(0.1)
     began = time.monotonic()

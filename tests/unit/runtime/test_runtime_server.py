@@ -100,8 +100,11 @@ async def test_wrong_fields_are_all_named(running: Any) -> None:
 
 
 async def test_a_full_queue_says_when_to_come_back(running: Any) -> None:
-    calls = [running.llm.Generate(order("sleep 0.01 30")) for _ in range(3)]
-    for call in calls:
+    calls = [running.llm.Generate(order("sleep 0.01 30"))]
+    for _ in range(2):  # it was queued, and has begun: only now do the others find two places
+        await calls[0].read()
+    calls += [running.llm.Generate(order("sleep 0.01 30")) for _ in range(2)]
+    for call in calls[1:]:
         await call.read()
     began = time.monotonic()
     remote, error = await failure(running.llm.Generate(order("count 1")))
