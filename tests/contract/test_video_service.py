@@ -358,7 +358,7 @@ def _read_until_cancelled(call: Any) -> None:
 @pytest.mark.parametrize(
     ("flags", "code", "reason"),
     [
-        (["--model", "no-such-model"], 70, "is not a folder, a hub id such as owner/name, or 'pocket'"),
+        (["--model", "no-such-model"], 2, "is not a folder, a hub id such as owner/name, or 'pocket'"),
         (["--modle", "x"], 2, "did you mean --model?"),
         (["--device", "cuda:77"], 2, "device is 'cuda:77'"),
     ],

@@ -135,7 +135,8 @@ async def test_a_bad_new_file_leaves_the_old_in_use_and_is_logged_once(
             key.write_bytes(good)
             key.chmod(0o600)
             assert await answers(address, client)
-            assert len(caplog.records) == 1
+            # Once: the level of the log may be set so low that the good file's return is told as well.
+            assert [record.message for record in caplog.records].count("tls_not_reloaded") == 1
 
 
 def encrypted(key: bytes) -> bytes:
