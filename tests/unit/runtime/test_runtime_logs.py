@@ -37,9 +37,9 @@ def test_a_line_has_the_event_the_request_and_the_figures(stream: io.StringIO) -
 
 
 def test_others_are_heard_from_warnings_up(stream: io.StringIO) -> None:
-    logging.getLogger("transformers").info("chatter")
+    logging.getLogger("some_library").info("chatter")
     logging.getLogger("halfreel_runtime.engine").debug("detail")
-    logging.getLogger("transformers").warning("careful")
+    logging.getLogger("some_library").warning("careful")
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.warn("odd\nodd", UserWarning, stacklevel=1)
