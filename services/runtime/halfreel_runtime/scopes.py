@@ -20,11 +20,13 @@ class Scope(StrEnum):
 _BY_SERVICE: Mapping[str, Mapping[str, Scope]] = {
     "halfreel.llm.v1.LlmService": {
         "Generate": Scope.GENERATE,
+        "PlanMemory": Scope.READ,
         "MemoryStatus": Scope.READ,
         "GetModel": Scope.READ,
     },
     "halfreel.video.v1.VideoService": {
         "Generate": Scope.GENERATE,
+        "PlanMemory": Scope.READ,
         "MemoryStatus": Scope.READ,
         "GetModel": Scope.READ,
     },
@@ -32,6 +34,8 @@ _BY_SERVICE: Mapping[str, Mapping[str, Scope]] = {
         "WatchMemory": Scope.READ,
         "ResetPeaks": Scope.ADMIN,
         "ClearMemory": Scope.ADMIN,
+        "Sleep": Scope.ADMIN,
+        "Wake": Scope.ADMIN,
     },
     "halfreel.gateway.v1.GatewayService": {
         "CreateFilm": Scope.GENERATE,

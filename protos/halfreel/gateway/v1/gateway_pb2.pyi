@@ -11,6 +11,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from halfreel.gpu.v1 import gpu_pb2 as _gpu_pb2
+from halfreel.video.v1 import video_pb2 as _video_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -102,6 +103,8 @@ class FilmSettings(_message.Message):
     GUIDANCE_SCALE_FIELD_NUMBER: _builtins.int
     TEMPERATURE_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    PROFILE_FIELD_NUMBER: _builtins.int
+    ALLOW_CHEAPER_FIELD_NUMBER: _builtins.int
     scene_count: _builtins.int
     """Scenes. Default: the script's choice, 1 to 8. Range [1, 8]."""
     width_px: _builtins.int
@@ -124,6 +127,12 @@ class FilmSettings(_message.Message):
     """Decides script and clips: the same idea, settings and seed give the same film on the same devices.
     Default: chosen by the gateway and told in the film. Range [0, 2^63 - 1].
     """
+    profile: _gpu_pb2.MemoryProfile.ValueType
+    """How the video server weighs memory against time. Default: the video server's."""
+    allow_cheaper: _builtins.bool
+    """Scenes that do not fit in memory as they are asked for are rendered in the first cheaper form that fits, and say so;
+    otherwise the film fails. Default false.
+    """
     def __init__(
         self,
         *,
@@ -137,10 +146,12 @@ class FilmSettings(_message.Message):
         guidance_scale: _builtins.float | None = ...,
         temperature: _builtins.float | None = ...,
         seed: _builtins.int | None = ...,
+        profile: _gpu_pb2.MemoryProfile.ValueType = ...,
+        allow_cheaper: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_fps", b"_fps", "_guidance_scale", b"_guidance_scale", "_height_px", b"_height_px", "_motion_bucket", b"_motion_bucket", "_scene_count", b"_scene_count", "_scene_seconds", b"_scene_seconds", "_seed", b"_seed", "_step_count", b"_step_count", "_temperature", b"_temperature", "_width_px", b"_width_px", "fps", b"fps", "guidance_scale", b"guidance_scale", "height_px", b"height_px", "motion_bucket", b"motion_bucket", "scene_count", b"scene_count", "scene_seconds", b"scene_seconds", "seed", b"seed", "step_count", b"step_count", "temperature", b"temperature", "width_px", b"width_px"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fps", b"_fps", "_guidance_scale", b"_guidance_scale", "_height_px", b"_height_px", "_motion_bucket", b"_motion_bucket", "_scene_count", b"_scene_count", "_scene_seconds", b"_scene_seconds", "_seed", b"_seed", "_step_count", b"_step_count", "_temperature", b"_temperature", "_width_px", b"_width_px", "fps", b"fps", "guidance_scale", b"guidance_scale", "height_px", b"height_px", "motion_bucket", b"motion_bucket", "scene_count", b"scene_count", "scene_seconds", b"scene_seconds", "seed", b"seed", "step_count", b"step_count", "temperature", b"temperature", "width_px", b"width_px"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fps", b"_fps", "_guidance_scale", b"_guidance_scale", "_height_px", b"_height_px", "_motion_bucket", b"_motion_bucket", "_scene_count", b"_scene_count", "_scene_seconds", b"_scene_seconds", "_seed", b"_seed", "_step_count", b"_step_count", "_temperature", b"_temperature", "_width_px", b"_width_px", "allow_cheaper", b"allow_cheaper", "fps", b"fps", "guidance_scale", b"guidance_scale", "height_px", b"height_px", "motion_bucket", b"motion_bucket", "profile", b"profile", "scene_count", b"scene_count", "scene_seconds", b"scene_seconds", "seed", b"seed", "step_count", b"step_count", "temperature", b"temperature", "width_px", b"width_px"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__fps: _TypeAlias = _typing.Literal["fps"]  # noqa: Y015
     _WhichOneofArgType__fps: _TypeAlias = _typing.Literal["_fps", b"_fps"]  # noqa: Y015
@@ -370,6 +381,8 @@ class Scene(_message.Message):
     STAGES_FIELD_NUMBER: _builtins.int
     PHASE_PEAKS_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    LEVERS_FIELD_NUMBER: _builtins.int
+    RUNGS_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """From 0."""
     state: Global___Scene.State.ValueType
@@ -404,6 +417,16 @@ class Scene(_message.Message):
     def error(self) -> Global___FilmError:
         """Why it failed; set if and only if `state` is STATE_FAILED."""
 
+    @_builtins.property
+    def levers(self) -> _video_pb2.GenerateResponse.Levers:
+        """The levers of the first plan that the scene was rendered by, used again whenever it is rendered again; absent until
+        there is one.
+        """
+
+    @_builtins.property
+    def rungs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What was given up to render it within the memory that there was; most often empty."""
+
     def __init__(
         self,
         *,
@@ -419,10 +442,12 @@ class Scene(_message.Message):
         stages: _abc.Iterable[Global___StageFigure] | None = ...,
         phase_peaks: _abc.Iterable[_gpu_pb2.PhasePeak] | None = ...,
         error: Global___FilmError | None = ...,
+        levers: _video_pb2.GenerateResponse.Levers | None = ...,
+        rungs: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["clip", b"clip", "error", b"error", "requested_duration", b"requested_duration"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["clip", b"clip", "error", b"error", "levers", b"levers", "requested_duration", b"requested_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_count", b"attempt_count", "clip", b"clip", "error", b"error", "index", b"index", "motion", b"motion", "narration", b"narration", "phase_peaks", b"phase_peaks", "picture", b"picture", "requested_duration", b"requested_duration", "seed", b"seed", "stages", b"stages", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_count", b"attempt_count", "clip", b"clip", "error", b"error", "index", b"index", "levers", b"levers", "motion", b"motion", "narration", b"narration", "phase_peaks", b"phase_peaks", "picture", b"picture", "requested_duration", b"requested_duration", "rungs", b"rungs", "seed", b"seed", "stages", b"stages", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

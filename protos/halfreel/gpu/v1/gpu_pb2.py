@@ -26,37 +26,63 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19halfreel/gpu/v1/gpu.proto\x12\x0fhalfreel.gpu.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"=\n\nMemoryPeak\x12\x17\n\x0f\x61llocated_bytes\x18\x01 \x01(\x03\x12\x16\n\x0ereserved_bytes\x18\x02 \x01(\x03\"r\n\tPhasePeak\x12\r\n\x05phase\x18\x01 \x01(\t\x12)\n\x04peak\x18\x02 \x01(\x0b\x32\x1b.halfreel.gpu.v1.MemoryPeak\x12+\n\x08\x64uration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xc5\x03\n\x0c\x44\x65viceMemory\x12\x10\n\x08gpu_uuid\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65vice_name\x18\x02 \x01(\t\x12\x30\n\x0b\x64\x65vice_kind\x18\x03 \x01(\x0e\x32\x1b.halfreel.gpu.v1.DeviceKind\x12\x1a\n\x12\x64\x65vice_total_bytes\x18\x04 \x01(\x03\x12\x19\n\x11\x64\x65vice_used_bytes\x18\x05 \x01(\x03\x12\x19\n\x11\x64\x65vice_free_bytes\x18\x06 \x01(\x03\x12\x17\n\x0f\x61llocated_bytes\x18\x07 \x01(\x03\x12\x16\n\x0ereserved_bytes\x18\x08 \x01(\x03\x12\x15\n\rcontext_bytes\x18\t \x01(\x03\x12\x31\n\x0cprocess_peak\x18\n \x01(\x0b\x32\x1b.halfreel.gpu.v1.MemoryPeak\x12\x31\n\x0crequest_peak\x18\x0b \x01(\x0b\x32\x1b.halfreel.gpu.v1.MemoryPeak\x12/\n\x0bphase_peaks\x18\x0c \x03(\x0b\x32\x1a.halfreel.gpu.v1.PhasePeak\x12\x15\n\rcurrent_phase\x18\r \x01(\t\x12\x14\n\x0c\x62udget_bytes\x18\x0e \x01(\x03\"\x7f\n\nHostMemory\x12\x13\n\x0btotal_bytes\x18\x01 \x01(\x03\x12\x17\n\x0f\x61vailable_bytes\x18\x02 \x01(\x03\x12\x1e\n\x16process_resident_bytes\x18\x03 \x01(\x03\x12#\n\x1bprocess_peak_resident_bytes\x18\x04 \x01(\x03\"\x98\x01\n\x0cMemoryReport\x12-\n\tread_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\x07\x64\x65vices\x18\x02 \x03(\x0b\x32\x1d.halfreel.gpu.v1.DeviceMemory\x12)\n\x04host\x18\x03 \x01(\x0b\x32\x1b.halfreel.gpu.v1.HostMemory\"A\n\x12WatchMemoryRequest\x12+\n\x08interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"D\n\x13WatchMemoryResponse\x12-\n\x06report\x18\x01 \x01(\x0b\x32\x1d.halfreel.gpu.v1.MemoryReport\"\x13\n\x11ResetPeaksRequest\"C\n\x12ResetPeaksResponse\x12-\n\x06report\x18\x01 \x01(\x0b\x32\x1d.halfreel.gpu.v1.MemoryReport\"\x14\n\x12\x43learMemoryRequest\"Y\n\x13\x43learMemoryResponse\x12\x13\n\x0b\x66reed_bytes\x18\x01 \x01(\x03\x12-\n\x06report\x18\x02 \x01(\x0b\x32\x1d.halfreel.gpu.v1.MemoryReport*T\n\nDeviceKind\x12\x1b\n\x17\x44\x45VICE_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x44\x45VICE_KIND_CPU\x10\x01\x12\x14\n\x10\x44\x45VICE_KIND_CUDA\x10\x02\x32\x9c\x02\n\rMemoryService\x12Z\n\x0bWatchMemory\x12#.halfreel.gpu.v1.WatchMemoryRequest\x1a$.halfreel.gpu.v1.WatchMemoryResponse0\x01\x12U\n\nResetPeaks\x12\".halfreel.gpu.v1.ResetPeaksRequest\x1a#.halfreel.gpu.v1.ResetPeaksResponse\x12X\n\x0b\x43learMemory\x12#.halfreel.gpu.v1.ClearMemoryRequest\x1a$.halfreel.gpu.v1.ClearMemoryResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19halfreel/gpu/v1/gpu.proto\x12\x0fhalfreel.gpu.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"=\n\nMemoryPeak\x12\x17\n\x0f\x61llocated_bytes\x18\x01 \x01(\x03\x12\x16\n\x0ereserved_bytes\x18\x02 \x01(\x03\"\x94\x01\n\tPhasePeak\x12\r\n\x05phase\x18\x01 \x01(\t\x12)\n\x04peak\x18\x02 \x01(\x0b\x32\x1b.halfreel.gpu.v1.MemoryPeak\x12+\n\x08\x64uration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12 \n\x18predicted_reserved_bytes\x18\x04 \x01(\x03\"\x96\x01\n\tPhasePlan\x12\r\n\x05phase\x18\x01 \x01(\t\x12\x16\n\x0eresident_bytes\x18\x02 \x01(\x03\x12\x18\n\x10\x61\x63tivation_bytes\x18\x03 \x01(\x03\x12\x1b\n\x13peak_reserved_bytes\x18\x04 \x01(\x03\x12+\n\x08\x64uration\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x82\x01\n\nLeverPrice\x12\r\n\x05lever\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\x12\x13\n\x0bsaved_bytes\x18\x03 \x01(\x03\x12\x31\n\x0e\x61\x64\x64\x65\x64_duration\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06\x63hosen\x18\x05 \x01(\x08\"\x90\x03\n\nMemoryPlan\x12-\n\x07verdict\x18\x01 \x01(\x0e\x32\x1c.halfreel.gpu.v1.PlanVerdict\x12/\n\x07profile\x18\x02 \x01(\x0e\x32\x1e.halfreel.gpu.v1.MemoryProfile\x12*\n\x06phases\x18\x03 \x03(\x0b\x32\x1a.halfreel.gpu.v1.PhasePlan\x12\x1b\n\x13peak_reserved_bytes\x18\x04 \x01(\x03\x12\x15\n\rcontext_bytes\x18\x05 \x01(\x03\x12\x17\n\x0f\x61vailable_bytes\x18\x06 \x01(\x03\x12\x1d\n\x15other_processes_bytes\x18\x07 \x01(\x03\x12\x14\n\x0c\x62udget_bytes\x18\x08 \x01(\x03\x12+\n\x08\x64uration\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\x0clever_prices\x18\n \x03(\x0b\x32\x1b.halfreel.gpu.v1.LeverPrice\x12\x14\n\x0c\x63oefficients\x18\x0b \x01(\t\"=\n\nSuggestion\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x13\n\x0bsaved_bytes\x18\x03 \x01(\x03\";\n\x0bLeverStatus\x12\r\n\x05lever\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\xaa\x01\n\x0cMemorySample\x12-\n\tread_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08gpu_uuid\x18\x02 \x01(\t\x12\x19\n\x11\x64\x65vice_used_bytes\x18\x03 \x01(\x03\x12\x17\n\x0f\x61llocated_bytes\x18\x04 \x01(\x03\x12\x16\n\x0ereserved_bytes\x18\x05 \x01(\x03\x12\r\n\x05phase\x18\x06 \x01(\t\"\xae\x04\n\x0c\x44\x65viceMemory\x12\x10\n\x08gpu_uuid\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65vice_name\x18\x02 \x01(\t\x12\x30\n\x0b\x64\x65vice_kind\x18\x03 \x01(\x0e\x32\x1b.halfreel.gpu.v1.DeviceKind\x12\x1a\n\x12\x64\x65vice_total_bytes\x18\x04 \x01(\x03\x12\x19\n\x11\x64\x65vice_used_bytes\x18\x05 \x01(\x03\x12\x19\n\x11\x64\x65vice_free_bytes\x18\x06 \x01(\x03\x12\x17\n\x0f\x61llocated_bytes\x18\x07 \x01(\x03\x12\x16\n\x0ereserved_bytes\x18\x08 \x01(\x03\x12\x15\n\rcontext_bytes\x18\t \x01(\x03\x12\x31\n\x0cprocess_peak\x18\n \x01(\x0b\x32\x1b.halfreel.gpu.v1.MemoryPeak\x12\x31\n\x0crequest_peak\x18\x0b \x01(\x0b\x32\x1b.halfreel.gpu.v1.MemoryPeak\x12/\n\x0bphase_peaks\x18\x0c \x03(\x0b\x32\x1a.halfreel.gpu.v1.PhasePeak\x12\x15\n\rcurrent_phase\x18\r \x01(\t\x12\x14\n\x0c\x62udget_bytes\x18\x0e \x01(\x03\x12\x30\n\x0brecent_peak\x18\x0f \x01(\x0b\x32\x1b.halfreel.gpu.v1.MemoryPeak\x12\x1d\n\x15other_processes_bytes\x18\x10 \x01(\x03\x12\x16\n\x0eheadroom_bytes\x18\x11 \x01(\x03\"\x7f\n\nHostMemory\x12\x13\n\x0btotal_bytes\x18\x01 \x01(\x03\x12\x17\n\x0f\x61vailable_bytes\x18\x02 \x01(\x03\x12\x1e\n\x16process_resident_bytes\x18\x03 \x01(\x03\x12#\n\x1bprocess_peak_resident_bytes\x18\x04 \x01(\x03\"\xaa\x02\n\x0cMemoryReport\x12-\n\tread_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\x07\x64\x65vices\x18\x02 \x03(\x0b\x32\x1d.halfreel.gpu.v1.DeviceMemory\x12)\n\x04host\x18\x03 \x01(\x0b\x32\x1b.halfreel.gpu.v1.HostMemory\x12\x30\n\x0bmodel_state\x18\x04 \x01(\x0e\x32\x1b.halfreel.gpu.v1.ModelState\x12\x30\n\x0bsuggestions\x18\x05 \x03(\x0b\x32\x1b.halfreel.gpu.v1.Suggestion\x12,\n\x06levers\x18\x06 \x03(\x0b\x32\x1c.halfreel.gpu.v1.LeverStatus\"Z\n\x12WatchMemoryRequest\x12+\n\x08interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\x0finclude_history\x18\x02 \x01(\x08\"t\n\x13WatchMemoryResponse\x12-\n\x06report\x18\x01 \x01(\x0b\x32\x1d.halfreel.gpu.v1.MemoryReport\x12.\n\x07history\x18\x02 \x03(\x0b\x32\x1d.halfreel.gpu.v1.MemorySample\"\x13\n\x11ResetPeaksRequest\"C\n\x12ResetPeaksResponse\x12-\n\x06report\x18\x01 \x01(\x0b\x32\x1d.halfreel.gpu.v1.MemoryReport\"\x14\n\x12\x43learMemoryRequest\"Y\n\x13\x43learMemoryResponse\x12\x13\n\x0b\x66reed_bytes\x18\x01 \x01(\x03\x12-\n\x06report\x18\x02 \x01(\x0b\x32\x1d.halfreel.gpu.v1.MemoryReport\"\x0e\n\x0cSleepRequest\"\x80\x01\n\rSleepResponse\x12\x13\n\x0b\x66reed_bytes\x18\x01 \x01(\x03\x12+\n\x08\x64uration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\x06report\x18\x03 \x01(\x0b\x32\x1d.halfreel.gpu.v1.MemoryReport\"\r\n\x0bWakeRequest\"j\n\x0cWakeResponse\x12+\n\x08\x64uration\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\x06report\x18\x02 \x01(\x0b\x32\x1d.halfreel.gpu.v1.MemoryReport*T\n\nDeviceKind\x12\x1b\n\x17\x44\x45VICE_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x44\x45VICE_KIND_CPU\x10\x01\x12\x14\n\x10\x44\x45VICE_KIND_CUDA\x10\x02*\xc6\x01\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_STATE_LOADING\x10\x01\x12\x15\n\x11MODEL_STATE_AWAKE\x10\x02\x12\x1e\n\x1aMODEL_STATE_FALLING_ASLEEP\x10\x03\x12\x16\n\x12MODEL_STATE_ASLEEP\x10\x04\x12\x16\n\x12MODEL_STATE_WAKING\x10\x05\x12\x1b\n\x17MODEL_STATE_WAKE_FAILED\x10\x06*\x9b\x01\n\rMemoryProfile\x12\x1e\n\x1aMEMORY_PROFILE_UNSPECIFIED\x10\x00\x12\x17\n\x13MEMORY_PROFILE_AUTO\x10\x01\x12\x18\n\x14MEMORY_PROFILE_SAVER\x10\x02\x12\x1b\n\x17MEMORY_PROFILE_BALANCED\x10\x03\x12\x1a\n\x16MEMORY_PROFILE_QUALITY\x10\x04*\x98\x01\n\x0bPlanVerdict\x12\x1c\n\x18PLAN_VERDICT_UNSPECIFIED\x10\x00\x12\x15\n\x11PLAN_VERDICT_FITS\x10\x01\x12\x1b\n\x17PLAN_VERDICT_FITS_ALONE\x10\x02\x12\x1d\n\x19PLAN_VERDICT_CHEAPER_FITS\x10\x03\x12\x18\n\x14PLAN_VERDICT_REFUSED\x10\x04\x32\xa9\x03\n\rMemoryService\x12Z\n\x0bWatchMemory\x12#.halfreel.gpu.v1.WatchMemoryRequest\x1a$.halfreel.gpu.v1.WatchMemoryResponse0\x01\x12U\n\nResetPeaks\x12\".halfreel.gpu.v1.ResetPeaksRequest\x1a#.halfreel.gpu.v1.ResetPeaksResponse\x12X\n\x0b\x43learMemory\x12#.halfreel.gpu.v1.ClearMemoryRequest\x1a$.halfreel.gpu.v1.ClearMemoryResponse\x12\x46\n\x05Sleep\x12\x1d.halfreel.gpu.v1.SleepRequest\x1a\x1e.halfreel.gpu.v1.SleepResponse\x12\x43\n\x04Wake\x12\x1c.halfreel.gpu.v1.WakeRequest\x1a\x1d.halfreel.gpu.v1.WakeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'halfreel.gpu.v1.gpu_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DEVICEKIND']._serialized_start=1370
-  _globals['_DEVICEKIND']._serialized_end=1454
+  _globals['_DEVICEKIND']._serialized_start=2985
+  _globals['_DEVICEKIND']._serialized_end=3069
+  _globals['_MODELSTATE']._serialized_start=3072
+  _globals['_MODELSTATE']._serialized_end=3270
+  _globals['_MEMORYPROFILE']._serialized_start=3273
+  _globals['_MEMORYPROFILE']._serialized_end=3428
+  _globals['_PLANVERDICT']._serialized_start=3431
+  _globals['_PLANVERDICT']._serialized_end=3583
   _globals['_MEMORYPEAK']._serialized_start=111
   _globals['_MEMORYPEAK']._serialized_end=172
-  _globals['_PHASEPEAK']._serialized_start=174
-  _globals['_PHASEPEAK']._serialized_end=288
-  _globals['_DEVICEMEMORY']._serialized_start=291
-  _globals['_DEVICEMEMORY']._serialized_end=744
-  _globals['_HOSTMEMORY']._serialized_start=746
-  _globals['_HOSTMEMORY']._serialized_end=873
-  _globals['_MEMORYREPORT']._serialized_start=876
-  _globals['_MEMORYREPORT']._serialized_end=1028
-  _globals['_WATCHMEMORYREQUEST']._serialized_start=1030
-  _globals['_WATCHMEMORYREQUEST']._serialized_end=1095
-  _globals['_WATCHMEMORYRESPONSE']._serialized_start=1097
-  _globals['_WATCHMEMORYRESPONSE']._serialized_end=1165
-  _globals['_RESETPEAKSREQUEST']._serialized_start=1167
-  _globals['_RESETPEAKSREQUEST']._serialized_end=1186
-  _globals['_RESETPEAKSRESPONSE']._serialized_start=1188
-  _globals['_RESETPEAKSRESPONSE']._serialized_end=1255
-  _globals['_CLEARMEMORYREQUEST']._serialized_start=1257
-  _globals['_CLEARMEMORYREQUEST']._serialized_end=1277
-  _globals['_CLEARMEMORYRESPONSE']._serialized_start=1279
-  _globals['_CLEARMEMORYRESPONSE']._serialized_end=1368
-  _globals['_MEMORYSERVICE']._serialized_start=1457
-  _globals['_MEMORYSERVICE']._serialized_end=1741
+  _globals['_PHASEPEAK']._serialized_start=175
+  _globals['_PHASEPEAK']._serialized_end=323
+  _globals['_PHASEPLAN']._serialized_start=326
+  _globals['_PHASEPLAN']._serialized_end=476
+  _globals['_LEVERPRICE']._serialized_start=479
+  _globals['_LEVERPRICE']._serialized_end=609
+  _globals['_MEMORYPLAN']._serialized_start=612
+  _globals['_MEMORYPLAN']._serialized_end=1012
+  _globals['_SUGGESTION']._serialized_start=1014
+  _globals['_SUGGESTION']._serialized_end=1075
+  _globals['_LEVERSTATUS']._serialized_start=1077
+  _globals['_LEVERSTATUS']._serialized_end=1136
+  _globals['_MEMORYSAMPLE']._serialized_start=1139
+  _globals['_MEMORYSAMPLE']._serialized_end=1309
+  _globals['_DEVICEMEMORY']._serialized_start=1312
+  _globals['_DEVICEMEMORY']._serialized_end=1870
+  _globals['_HOSTMEMORY']._serialized_start=1872
+  _globals['_HOSTMEMORY']._serialized_end=1999
+  _globals['_MEMORYREPORT']._serialized_start=2002
+  _globals['_MEMORYREPORT']._serialized_end=2300
+  _globals['_WATCHMEMORYREQUEST']._serialized_start=2302
+  _globals['_WATCHMEMORYREQUEST']._serialized_end=2392
+  _globals['_WATCHMEMORYRESPONSE']._serialized_start=2394
+  _globals['_WATCHMEMORYRESPONSE']._serialized_end=2510
+  _globals['_RESETPEAKSREQUEST']._serialized_start=2512
+  _globals['_RESETPEAKSREQUEST']._serialized_end=2531
+  _globals['_RESETPEAKSRESPONSE']._serialized_start=2533
+  _globals['_RESETPEAKSRESPONSE']._serialized_end=2600
+  _globals['_CLEARMEMORYREQUEST']._serialized_start=2602
+  _globals['_CLEARMEMORYREQUEST']._serialized_end=2622
+  _globals['_CLEARMEMORYRESPONSE']._serialized_start=2624
+  _globals['_CLEARMEMORYRESPONSE']._serialized_end=2713
+  _globals['_SLEEPREQUEST']._serialized_start=2715
+  _globals['_SLEEPREQUEST']._serialized_end=2729
+  _globals['_SLEEPRESPONSE']._serialized_start=2732
+  _globals['_SLEEPRESPONSE']._serialized_end=2860
+  _globals['_WAKEREQUEST']._serialized_start=2862
+  _globals['_WAKEREQUEST']._serialized_end=2875
+  _globals['_WAKERESPONSE']._serialized_start=2877
+  _globals['_WAKERESPONSE']._serialized_end=2983
+  _globals['_MEMORYSERVICE']._serialized_start=3586
+  _globals['_MEMORYSERVICE']._serialized_end=4011
 # @@protoc_insertion_point(module_scope)

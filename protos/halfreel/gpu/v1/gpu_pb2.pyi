@@ -45,6 +45,110 @@ DEVICE_KIND_CUDA: DeviceKind.ValueType  # 2
 """A CUDA GPU: the figures are of its video memory."""
 Global___DeviceKind: _TypeAlias = DeviceKind  # noqa: Y015
 
+class _ModelState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ModelStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MODEL_STATE_UNSPECIFIED: _ModelState.ValueType  # 0
+    """Never sent."""
+    MODEL_STATE_LOADING: _ModelState.ValueType  # 1
+    """The model is being read from its folder."""
+    MODEL_STATE_AWAKE: _ModelState.ValueType  # 2
+    """The weights are where requests need them."""
+    MODEL_STATE_FALLING_ASLEEP: _ModelState.ValueType  # 3
+    """The weights are leaving the device."""
+    MODEL_STATE_ASLEEP: _ModelState.ValueType  # 4
+    """The weights are not on the device; a request or Wake brings them back."""
+    MODEL_STATE_WAKING: _ModelState.ValueType  # 5
+    """The weights are coming back."""
+    MODEL_STATE_WAKE_FAILED: _ModelState.ValueType  # 6
+    """The weights could not come back; a request or Wake tries again."""
+
+class ModelState(_ModelState, metaclass=_ModelStateEnumTypeWrapper):
+    """Where a model's weights are."""
+
+MODEL_STATE_UNSPECIFIED: ModelState.ValueType  # 0
+"""Never sent."""
+MODEL_STATE_LOADING: ModelState.ValueType  # 1
+"""The model is being read from its folder."""
+MODEL_STATE_AWAKE: ModelState.ValueType  # 2
+"""The weights are where requests need them."""
+MODEL_STATE_FALLING_ASLEEP: ModelState.ValueType  # 3
+"""The weights are leaving the device."""
+MODEL_STATE_ASLEEP: ModelState.ValueType  # 4
+"""The weights are not on the device; a request or Wake brings them back."""
+MODEL_STATE_WAKING: ModelState.ValueType  # 5
+"""The weights are coming back."""
+MODEL_STATE_WAKE_FAILED: ModelState.ValueType  # 6
+"""The weights could not come back; a request or Wake tries again."""
+Global___ModelState: _TypeAlias = ModelState  # noqa: Y015
+
+class _MemoryProfile:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MemoryProfileEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MemoryProfile.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MEMORY_PROFILE_UNSPECIFIED: _MemoryProfile.ValueType  # 0
+    """As MEMORY_PROFILE_AUTO."""
+    MEMORY_PROFILE_AUTO: _MemoryProfile.ValueType  # 1
+    """The fastest set of levers that fits."""
+    MEMORY_PROFILE_SAVER: _MemoryProfile.ValueType  # 2
+    """The least memory."""
+    MEMORY_PROFILE_BALANCED: _MemoryProfile.ValueType  # 3
+    """All parts stay on the device; no lever that costs time."""
+    MEMORY_PROFILE_QUALITY: _MemoryProfile.ValueType  # 4
+    """As balanced, with more precise arithmetic where the card has room for it."""
+
+class MemoryProfile(_MemoryProfile, metaclass=_MemoryProfileEnumTypeWrapper):
+    """How a plan weighs memory against time."""
+
+MEMORY_PROFILE_UNSPECIFIED: MemoryProfile.ValueType  # 0
+"""As MEMORY_PROFILE_AUTO."""
+MEMORY_PROFILE_AUTO: MemoryProfile.ValueType  # 1
+"""The fastest set of levers that fits."""
+MEMORY_PROFILE_SAVER: MemoryProfile.ValueType  # 2
+"""The least memory."""
+MEMORY_PROFILE_BALANCED: MemoryProfile.ValueType  # 3
+"""All parts stay on the device; no lever that costs time."""
+MEMORY_PROFILE_QUALITY: MemoryProfile.ValueType  # 4
+"""As balanced, with more precise arithmetic where the card has room for it."""
+Global___MemoryProfile: _TypeAlias = MemoryProfile  # noqa: Y015
+
+class _PlanVerdict:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PlanVerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PlanVerdict.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PLAN_VERDICT_UNSPECIFIED: _PlanVerdict.ValueType  # 0
+    """Never sent."""
+    PLAN_VERDICT_FITS: _PlanVerdict.ValueType  # 1
+    """The request fits as it was asked for."""
+    PLAN_VERDICT_FITS_ALONE: _PlanVerdict.ValueType  # 2
+    """The request fits once another server on the same device sleeps."""
+    PLAN_VERDICT_CHEAPER_FITS: _PlanVerdict.ValueType  # 3
+    """The request does not fit as it was asked for; a cheaper variant does."""
+    PLAN_VERDICT_REFUSED: _PlanVerdict.ValueType  # 4
+    """Neither the request nor a cheaper variant fits."""
+
+class PlanVerdict(_PlanVerdict, metaclass=_PlanVerdictEnumTypeWrapper):
+    """What a plan comes to."""
+
+PLAN_VERDICT_UNSPECIFIED: PlanVerdict.ValueType  # 0
+"""Never sent."""
+PLAN_VERDICT_FITS: PlanVerdict.ValueType  # 1
+"""The request fits as it was asked for."""
+PLAN_VERDICT_FITS_ALONE: PlanVerdict.ValueType  # 2
+"""The request fits once another server on the same device sleeps."""
+PLAN_VERDICT_CHEAPER_FITS: PlanVerdict.ValueType  # 3
+"""The request does not fit as it was asked for; a cheaper variant does."""
+PLAN_VERDICT_REFUSED: PlanVerdict.ValueType  # 4
+"""Neither the request nor a cheaper variant fits."""
+Global___PlanVerdict: _TypeAlias = PlanVerdict  # noqa: Y015
+
 @_typing.final
 class MemoryPeak(_message.Message):
     """The largest figures seen in some window."""
@@ -80,10 +184,13 @@ class PhasePeak(_message.Message):
     PHASE_FIELD_NUMBER: _builtins.int
     PEAK_FIELD_NUMBER: _builtins.int
     DURATION_FIELD_NUMBER: _builtins.int
+    PREDICTED_RESERVED_BYTES_FIELD_NUMBER: _builtins.int
     phase: _builtins.str
     """The phase: "load", "prefill", "decode" (language model); "load", "keyframe", "encode", "denoise",
     "decode", "mux" (video model).
     """
+    predicted_reserved_bytes: _builtins.int
+    """What the plan of the job predicted for `peak.reserved_bytes`; 0 where nothing was planned."""
     @_builtins.property
     def peak(self) -> Global___MemoryPeak:
         """The largest figures while the phase ran."""
@@ -98,14 +205,269 @@ class PhasePeak(_message.Message):
         phase: _builtins.str = ...,
         peak: Global___MemoryPeak | None = ...,
         duration: _duration_pb2.Duration | None = ...,
+        predicted_reserved_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "peak", b"peak"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "peak", b"peak", "phase", b"phase"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "peak", b"peak", "phase", b"phase", "predicted_reserved_bytes", b"predicted_reserved_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PhasePeak: _TypeAlias = PhasePeak  # noqa: Y015
+
+@_typing.final
+class PhasePlan(_message.Message):
+    """What a plan expects of one phase."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PHASE_FIELD_NUMBER: _builtins.int
+    RESIDENT_BYTES_FIELD_NUMBER: _builtins.int
+    ACTIVATION_BYTES_FIELD_NUMBER: _builtins.int
+    PEAK_RESERVED_BYTES_FIELD_NUMBER: _builtins.int
+    DURATION_FIELD_NUMBER: _builtins.int
+    phase: _builtins.str
+    """The phase, as in PhasePeak."""
+    resident_bytes: _builtins.int
+    """Bytes of weights, caches and workspaces that are on the device while the phase runs."""
+    activation_bytes: _builtins.int
+    """Bytes that the phase's own tensors take on top, at most."""
+    peak_reserved_bytes: _builtins.int
+    """What the allocator will hold at most: both of these and what it can't hand out again."""
+    @_builtins.property
+    def duration(self) -> _duration_pb2.Duration:
+        """How long the phase is expected to take; absent where nothing is known of this device's speed."""
+
+    def __init__(
+        self,
+        *,
+        phase: _builtins.str = ...,
+        resident_bytes: _builtins.int = ...,
+        activation_bytes: _builtins.int = ...,
+        peak_reserved_bytes: _builtins.int = ...,
+        duration: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation_bytes", b"activation_bytes", "duration", b"duration", "peak_reserved_bytes", b"peak_reserved_bytes", "phase", b"phase", "resident_bytes", b"resident_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PhasePlan: _TypeAlias = PhasePlan  # noqa: Y015
+
+@_typing.final
+class LeverPrice(_message.Message):
+    """What one lever saves, and what it costs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEVER_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    SAVED_BYTES_FIELD_NUMBER: _builtins.int
+    ADDED_DURATION_FIELD_NUMBER: _builtins.int
+    CHOSEN_FIELD_NUMBER: _builtins.int
+    lever: _builtins.str
+    """The lever, such as "split_guidance"."""
+    value: _builtins.str
+    """The setting that the price is of, such as "true" or "4"."""
+    saved_bytes: _builtins.int
+    """Bytes by which the peak of the request falls."""
+    chosen: _builtins.bool
+    """Whether the plan uses it."""
+    @_builtins.property
+    def added_duration(self) -> _duration_pb2.Duration:
+        """Time that the request takes longer; absent where nothing is known of this device's speed."""
+
+    def __init__(
+        self,
+        *,
+        lever: _builtins.str = ...,
+        value: _builtins.str = ...,
+        saved_bytes: _builtins.int = ...,
+        added_duration: _duration_pb2.Duration | None = ...,
+        chosen: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["added_duration", b"added_duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["added_duration", b"added_duration", "chosen", b"chosen", "lever", b"lever", "saved_bytes", b"saved_bytes", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeverPrice: _TypeAlias = LeverPrice  # noqa: Y015
+
+@_typing.final
+class MemoryPlan(_message.Message):
+    """The memory that a request will take, before it runs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERDICT_FIELD_NUMBER: _builtins.int
+    PROFILE_FIELD_NUMBER: _builtins.int
+    PHASES_FIELD_NUMBER: _builtins.int
+    PEAK_RESERVED_BYTES_FIELD_NUMBER: _builtins.int
+    CONTEXT_BYTES_FIELD_NUMBER: _builtins.int
+    AVAILABLE_BYTES_FIELD_NUMBER: _builtins.int
+    OTHER_PROCESSES_BYTES_FIELD_NUMBER: _builtins.int
+    BUDGET_BYTES_FIELD_NUMBER: _builtins.int
+    DURATION_FIELD_NUMBER: _builtins.int
+    LEVER_PRICES_FIELD_NUMBER: _builtins.int
+    COEFFICIENTS_FIELD_NUMBER: _builtins.int
+    verdict: Global___PlanVerdict.ValueType
+    """Whether it fits."""
+    profile: Global___MemoryProfile.ValueType
+    """The profile that the plan follows."""
+    peak_reserved_bytes: _builtins.int
+    """The largest `peak_reserved_bytes` of the phases."""
+    context_bytes: _builtins.int
+    """What the driver will keep for the process outside the allocator."""
+    available_bytes: _builtins.int
+    """What this server may take of the device, allocator and context together: the budget, or less where other processes
+    hold the rest.
+    """
+    other_processes_bytes: _builtins.int
+    """What other processes hold on the device."""
+    budget_bytes: _builtins.int
+    """The hard budget of the server; 0 where none is set."""
+    coefficients: _builtins.str
+    """Where the figures come from: "shipped", or "calibrated" on this card."""
+    @_builtins.property
+    def phases(self) -> _containers.RepeatedCompositeFieldContainer[Global___PhasePlan]:
+        """Every phase of the request in order."""
+
+    @_builtins.property
+    def duration(self) -> _duration_pb2.Duration:
+        """How long the request is expected to run; absent where nothing is known of this device's speed."""
+
+    @_builtins.property
+    def lever_prices(self) -> _containers.RepeatedCompositeFieldContainer[Global___LeverPrice]:
+        """What each lever would save and cost from here."""
+
+    def __init__(
+        self,
+        *,
+        verdict: Global___PlanVerdict.ValueType = ...,
+        profile: Global___MemoryProfile.ValueType = ...,
+        phases: _abc.Iterable[Global___PhasePlan] | None = ...,
+        peak_reserved_bytes: _builtins.int = ...,
+        context_bytes: _builtins.int = ...,
+        available_bytes: _builtins.int = ...,
+        other_processes_bytes: _builtins.int = ...,
+        budget_bytes: _builtins.int = ...,
+        duration: _duration_pb2.Duration | None = ...,
+        lever_prices: _abc.Iterable[Global___LeverPrice] | None = ...,
+        coefficients: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_bytes", b"available_bytes", "budget_bytes", b"budget_bytes", "coefficients", b"coefficients", "context_bytes", b"context_bytes", "duration", b"duration", "lever_prices", b"lever_prices", "other_processes_bytes", b"other_processes_bytes", "peak_reserved_bytes", b"peak_reserved_bytes", "phases", b"phases", "profile", b"profile", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MemoryPlan: _TypeAlias = MemoryPlan  # noqa: Y015
+
+@_typing.final
+class Suggestion(_message.Message):
+    """Something that would help, for people and for programs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODE_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    SAVED_BYTES_FIELD_NUMBER: _builtins.int
+    code: _builtins.str
+    """What to do, such as "lower_decode_chunk"; see docs/memory.md."""
+    text: _builtins.str
+    """The same for people."""
+    saved_bytes: _builtins.int
+    """Bytes that it would save; 0 where that is not known."""
+    def __init__(
+        self,
+        *,
+        code: _builtins.str = ...,
+        text: _builtins.str = ...,
+        saved_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "saved_bytes", b"saved_bytes", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Suggestion: _TypeAlias = Suggestion  # noqa: Y015
+
+@_typing.final
+class LeverStatus(_message.Message):
+    """A lever as it stands on this server."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEVER_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    lever: _builtins.str
+    """The lever, such as "attention_backend"."""
+    value: _builtins.str
+    """Its setting, such as "sdpa"."""
+    reason: _builtins.str
+    """Why, where it is not what was asked for; else empty."""
+    def __init__(
+        self,
+        *,
+        lever: _builtins.str = ...,
+        value: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lever", b"lever", "reason", b"reason", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeverStatus: _TypeAlias = LeverStatus  # noqa: Y015
+
+@_typing.final
+class MemorySample(_message.Message):
+    """The bytes of one device at one moment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    READ_TIME_FIELD_NUMBER: _builtins.int
+    GPU_UUID_FIELD_NUMBER: _builtins.int
+    DEVICE_USED_BYTES_FIELD_NUMBER: _builtins.int
+    ALLOCATED_BYTES_FIELD_NUMBER: _builtins.int
+    RESERVED_BYTES_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
+    gpu_uuid: _builtins.str
+    """As in DeviceMemory."""
+    device_used_bytes: _builtins.int
+    """As in DeviceMemory."""
+    allocated_bytes: _builtins.int
+    """As in DeviceMemory."""
+    reserved_bytes: _builtins.int
+    """As in DeviceMemory."""
+    phase: _builtins.str
+    """The phase that ran; empty when idle."""
+    @_builtins.property
+    def read_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was read."""
+
+    def __init__(
+        self,
+        *,
+        read_time: _timestamp_pb2.Timestamp | None = ...,
+        gpu_uuid: _builtins.str = ...,
+        device_used_bytes: _builtins.int = ...,
+        allocated_bytes: _builtins.int = ...,
+        reserved_bytes: _builtins.int = ...,
+        phase: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["read_time", b"read_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocated_bytes", b"allocated_bytes", "device_used_bytes", b"device_used_bytes", "gpu_uuid", b"gpu_uuid", "phase", b"phase", "read_time", b"read_time", "reserved_bytes", b"reserved_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MemorySample: _TypeAlias = MemorySample  # noqa: Y015
 
 @_typing.final
 class DeviceMemory(_message.Message):
@@ -127,6 +489,9 @@ class DeviceMemory(_message.Message):
     PHASE_PEAKS_FIELD_NUMBER: _builtins.int
     CURRENT_PHASE_FIELD_NUMBER: _builtins.int
     BUDGET_BYTES_FIELD_NUMBER: _builtins.int
+    RECENT_PEAK_FIELD_NUMBER: _builtins.int
+    OTHER_PROCESSES_BYTES_FIELD_NUMBER: _builtins.int
+    HEADROOM_BYTES_FIELD_NUMBER: _builtins.int
     gpu_uuid: _builtins.str
     """The GPU as the driver names it ("GPU-" and a UUID), or "cpu"."""
     device_name: _builtins.str
@@ -148,7 +513,11 @@ class DeviceMemory(_message.Message):
     current_phase: _builtins.str
     """The phase running now; empty when idle."""
     budget_bytes: _builtins.int
-    """What this server is meant to stay within, in bytes; it is told, not enforced. 0 when no budget is set."""
+    """What this server stays within, allocator and context together, in bytes. 0 when no budget is set."""
+    other_processes_bytes: _builtins.int
+    """What other processes hold on the device; 0 where the driver can't be asked."""
+    headroom_bytes: _builtins.int
+    """What this server may still take: of its budget, or of the device where that has less."""
     @_builtins.property
     def process_peak(self) -> Global___MemoryPeak:
         """Largest figures since the process started or its peaks were reset."""
@@ -160,6 +529,10 @@ class DeviceMemory(_message.Message):
     @_builtins.property
     def phase_peaks(self) -> _containers.RepeatedCompositeFieldContainer[Global___PhasePeak]:
         """Largest figures of each phase; a phase that never ran is absent."""
+
+    @_builtins.property
+    def recent_peak(self) -> Global___MemoryPeak:
+        """Largest figures over the last 60 s."""
 
     def __init__(
         self,
@@ -178,10 +551,13 @@ class DeviceMemory(_message.Message):
         phase_peaks: _abc.Iterable[Global___PhasePeak] | None = ...,
         current_phase: _builtins.str = ...,
         budget_bytes: _builtins.int = ...,
+        recent_peak: Global___MemoryPeak | None = ...,
+        other_processes_bytes: _builtins.int = ...,
+        headroom_bytes: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["process_peak", b"process_peak", "request_peak", b"request_peak"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["process_peak", b"process_peak", "recent_peak", b"recent_peak", "request_peak", b"request_peak"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocated_bytes", b"allocated_bytes", "budget_bytes", b"budget_bytes", "context_bytes", b"context_bytes", "current_phase", b"current_phase", "device_free_bytes", b"device_free_bytes", "device_kind", b"device_kind", "device_name", b"device_name", "device_total_bytes", b"device_total_bytes", "device_used_bytes", b"device_used_bytes", "gpu_uuid", b"gpu_uuid", "phase_peaks", b"phase_peaks", "process_peak", b"process_peak", "request_peak", b"request_peak", "reserved_bytes", b"reserved_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocated_bytes", b"allocated_bytes", "budget_bytes", b"budget_bytes", "context_bytes", b"context_bytes", "current_phase", b"current_phase", "device_free_bytes", b"device_free_bytes", "device_kind", b"device_kind", "device_name", b"device_name", "device_total_bytes", b"device_total_bytes", "device_used_bytes", b"device_used_bytes", "gpu_uuid", b"gpu_uuid", "headroom_bytes", b"headroom_bytes", "other_processes_bytes", b"other_processes_bytes", "phase_peaks", b"phase_peaks", "process_peak", b"process_peak", "recent_peak", b"recent_peak", "request_peak", b"request_peak", "reserved_bytes", b"reserved_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -230,6 +606,11 @@ class MemoryReport(_message.Message):
     READ_TIME_FIELD_NUMBER: _builtins.int
     DEVICES_FIELD_NUMBER: _builtins.int
     HOST_FIELD_NUMBER: _builtins.int
+    MODEL_STATE_FIELD_NUMBER: _builtins.int
+    SUGGESTIONS_FIELD_NUMBER: _builtins.int
+    LEVERS_FIELD_NUMBER: _builtins.int
+    model_state: Global___ModelState.ValueType
+    """Where the model's weights are."""
     @_builtins.property
     def read_time(self) -> _timestamp_pb2.Timestamp:
         """When it was read."""
@@ -242,16 +623,27 @@ class MemoryReport(_message.Message):
     def host(self) -> Global___HostMemory:
         """The host and this process."""
 
+    @_builtins.property
+    def suggestions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Suggestion]:
+        """What would help, the most helpful first; empty while there is room."""
+
+    @_builtins.property
+    def levers(self) -> _containers.RepeatedCompositeFieldContainer[Global___LeverStatus]:
+        """The levers that this server was set to or found."""
+
     def __init__(
         self,
         *,
         read_time: _timestamp_pb2.Timestamp | None = ...,
         devices: _abc.Iterable[Global___DeviceMemory] | None = ...,
         host: Global___HostMemory | None = ...,
+        model_state: Global___ModelState.ValueType = ...,
+        suggestions: _abc.Iterable[Global___Suggestion] | None = ...,
+        levers: _abc.Iterable[Global___LeverStatus] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "read_time", b"read_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "host", b"host", "read_time", b"read_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "host", b"host", "levers", b"levers", "model_state", b"model_state", "read_time", b"read_time", "suggestions", b"suggestions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -264,6 +656,9 @@ class WatchMemoryRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     INTERVAL_FIELD_NUMBER: _builtins.int
+    INCLUDE_HISTORY_FIELD_NUMBER: _builtins.int
+    include_history: _builtins.bool
+    """Begin with the samples that the server keeps of the last minutes. Default false."""
     @_builtins.property
     def interval(self) -> _duration_pb2.Duration:
         """Time between two reports. Default 1 s. Range [0.1 s, 60 s]."""
@@ -272,10 +667,11 @@ class WatchMemoryRequest(_message.Message):
         self,
         *,
         interval: _duration_pb2.Duration | None = ...,
+        include_history: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["interval", b"interval"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["interval", b"interval"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["include_history", b"include_history", "interval", b"interval"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -288,18 +684,24 @@ class WatchMemoryResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REPORT_FIELD_NUMBER: _builtins.int
+    HISTORY_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def report(self) -> Global___MemoryReport:
         """The memory at this moment."""
+
+    @_builtins.property
+    def history(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemorySample]:
+        """In the first response alone, where it was asked for: the samples kept, oldest first."""
 
     def __init__(
         self,
         *,
         report: Global___MemoryReport | None = ...,
+        history: _abc.Iterable[Global___MemorySample] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["report", b"report"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["report", b"report"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["history", b"history", "report", b"report"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -390,3 +792,101 @@ class ClearMemoryResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ClearMemoryResponse: _TypeAlias = ClearMemoryResponse  # noqa: Y015
+
+@_typing.final
+class SleepRequest(_message.Message):
+    """Request of MemoryService.Sleep."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SleepRequest: _TypeAlias = SleepRequest  # noqa: Y015
+
+@_typing.final
+class SleepResponse(_message.Message):
+    """Response of MemoryService.Sleep."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FREED_BYTES_FIELD_NUMBER: _builtins.int
+    DURATION_FIELD_NUMBER: _builtins.int
+    REPORT_FIELD_NUMBER: _builtins.int
+    freed_bytes: _builtins.int
+    """Bytes that went back to the device, by the driver where it can be asked; 0 where the model slept already."""
+    @_builtins.property
+    def duration(self) -> _duration_pb2.Duration:
+        """What it took; 0 where the model slept already."""
+
+    @_builtins.property
+    def report(self) -> Global___MemoryReport:
+        """The memory just after."""
+
+    def __init__(
+        self,
+        *,
+        freed_bytes: _builtins.int = ...,
+        duration: _duration_pb2.Duration | None = ...,
+        report: Global___MemoryReport | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "report", b"report"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "freed_bytes", b"freed_bytes", "report", b"report"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SleepResponse: _TypeAlias = SleepResponse  # noqa: Y015
+
+@_typing.final
+class WakeRequest(_message.Message):
+    """Request of MemoryService.Wake."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WakeRequest: _TypeAlias = WakeRequest  # noqa: Y015
+
+@_typing.final
+class WakeResponse(_message.Message):
+    """Response of MemoryService.Wake."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DURATION_FIELD_NUMBER: _builtins.int
+    REPORT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def duration(self) -> _duration_pb2.Duration:
+        """What it took; 0 where the model was awake already."""
+
+    @_builtins.property
+    def report(self) -> Global___MemoryReport:
+        """The memory just after."""
+
+    def __init__(
+        self,
+        *,
+        duration: _duration_pb2.Duration | None = ...,
+        report: Global___MemoryReport | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "report", b"report"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "report", b"report"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WakeResponse: _TypeAlias = WakeResponse  # noqa: Y015

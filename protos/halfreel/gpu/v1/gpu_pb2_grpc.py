@@ -51,6 +51,16 @@ class MemoryServiceStub(object):
                 request_serializer=halfreel_dot_gpu_dot_v1_dot_gpu__pb2.ClearMemoryRequest.SerializeToString,
                 response_deserializer=halfreel_dot_gpu_dot_v1_dot_gpu__pb2.ClearMemoryResponse.FromString,
                 _registered_method=True)
+        self.Sleep = channel.unary_unary(
+                '/halfreel.gpu.v1.MemoryService/Sleep',
+                request_serializer=halfreel_dot_gpu_dot_v1_dot_gpu__pb2.SleepRequest.SerializeToString,
+                response_deserializer=halfreel_dot_gpu_dot_v1_dot_gpu__pb2.SleepResponse.FromString,
+                _registered_method=True)
+        self.Wake = channel.unary_unary(
+                '/halfreel.gpu.v1.MemoryService/Wake',
+                request_serializer=halfreel_dot_gpu_dot_v1_dot_gpu__pb2.WakeRequest.SerializeToString,
+                response_deserializer=halfreel_dot_gpu_dot_v1_dot_gpu__pb2.WakeResponse.FromString,
+                _registered_method=True)
 
 
 class MemoryServiceServicer(object):
@@ -84,6 +94,26 @@ class MemoryServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Sleep(self, request, context):
+        """Takes the model's weights off the device, after the running request; waiting requests wake it again. Idempotent.
+        A sleeping server still serves: its next Generate wakes the model.
+
+        Errors: RESOURCE_EXHAUSTED / QUEUE_FULL; UNAVAILABLE / MODEL_LOADING, DRAINING or ENGINE_DEAD.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Wake(self, request, context):
+        """Brings the model's weights back to the device, so that the next request need not wait for it. Idempotent.
+
+        Errors: RESOURCE_EXHAUSTED / QUEUE_FULL or OUT_OF_MEMORY (metadata needed_bytes, free_bytes); UNAVAILABLE /
+        MODEL_LOADING, DRAINING, ENGINE_DEAD or WAKE_FAILED (may be called again).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MemoryServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -101,6 +131,16 @@ def add_MemoryServiceServicer_to_server(servicer, server):
                     servicer.ClearMemory,
                     request_deserializer=halfreel_dot_gpu_dot_v1_dot_gpu__pb2.ClearMemoryRequest.FromString,
                     response_serializer=halfreel_dot_gpu_dot_v1_dot_gpu__pb2.ClearMemoryResponse.SerializeToString,
+            ),
+            'Sleep': grpc.unary_unary_rpc_method_handler(
+                    servicer.Sleep,
+                    request_deserializer=halfreel_dot_gpu_dot_v1_dot_gpu__pb2.SleepRequest.FromString,
+                    response_serializer=halfreel_dot_gpu_dot_v1_dot_gpu__pb2.SleepResponse.SerializeToString,
+            ),
+            'Wake': grpc.unary_unary_rpc_method_handler(
+                    servicer.Wake,
+                    request_deserializer=halfreel_dot_gpu_dot_v1_dot_gpu__pb2.WakeRequest.FromString,
+                    response_serializer=halfreel_dot_gpu_dot_v1_dot_gpu__pb2.WakeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -186,6 +226,60 @@ class MemoryService(object):
             '/halfreel.gpu.v1.MemoryService/ClearMemory',
             halfreel_dot_gpu_dot_v1_dot_gpu__pb2.ClearMemoryRequest.SerializeToString,
             halfreel_dot_gpu_dot_v1_dot_gpu__pb2.ClearMemoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Sleep(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/halfreel.gpu.v1.MemoryService/Sleep',
+            halfreel_dot_gpu_dot_v1_dot_gpu__pb2.SleepRequest.SerializeToString,
+            halfreel_dot_gpu_dot_v1_dot_gpu__pb2.SleepResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Wake(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/halfreel.gpu.v1.MemoryService/Wake',
+            halfreel_dot_gpu_dot_v1_dot_gpu__pb2.WakeRequest.SerializeToString,
+            halfreel_dot_gpu_dot_v1_dot_gpu__pb2.WakeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -48,6 +48,18 @@ class MemoryServiceStub:
 
     Errors: RESOURCE_EXHAUSTED / QUEUE_FULL; UNAVAILABLE / MODEL_LOADING, DRAINING or ENGINE_DEAD.
     """
+    Sleep: _grpc.UnaryUnaryMultiCallable[_gpu_pb2.SleepRequest, _gpu_pb2.SleepResponse]
+    """Takes the model's weights off the device, after the running request; waiting requests wake it again. Idempotent.
+    A sleeping server still serves: its next Generate wakes the model.
+
+    Errors: RESOURCE_EXHAUSTED / QUEUE_FULL; UNAVAILABLE / MODEL_LOADING, DRAINING or ENGINE_DEAD.
+    """
+    Wake: _grpc.UnaryUnaryMultiCallable[_gpu_pb2.WakeRequest, _gpu_pb2.WakeResponse]
+    """Brings the model's weights back to the device, so that the next request need not wait for it. Idempotent.
+
+    Errors: RESOURCE_EXHAUSTED / QUEUE_FULL or OUT_OF_MEMORY (metadata needed_bytes, free_bytes); UNAVAILABLE /
+    MODEL_LOADING, DRAINING, ENGINE_DEAD or WAKE_FAILED (may be called again).
+    """
 
 @_typing.type_check_only
 class MemoryServiceAsyncStub(MemoryServiceStub):
@@ -68,6 +80,18 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     Live tensors, and so results, are not touched.
 
     Errors: RESOURCE_EXHAUSTED / QUEUE_FULL; UNAVAILABLE / MODEL_LOADING, DRAINING or ENGINE_DEAD.
+    """
+    Sleep: _aio.UnaryUnaryMultiCallable[_gpu_pb2.SleepRequest, _gpu_pb2.SleepResponse]  # type: ignore[assignment]
+    """Takes the model's weights off the device, after the running request; waiting requests wake it again. Idempotent.
+    A sleeping server still serves: its next Generate wakes the model.
+
+    Errors: RESOURCE_EXHAUSTED / QUEUE_FULL; UNAVAILABLE / MODEL_LOADING, DRAINING or ENGINE_DEAD.
+    """
+    Wake: _aio.UnaryUnaryMultiCallable[_gpu_pb2.WakeRequest, _gpu_pb2.WakeResponse]  # type: ignore[assignment]
+    """Brings the model's weights back to the device, so that the next request need not wait for it. Idempotent.
+
+    Errors: RESOURCE_EXHAUSTED / QUEUE_FULL or OUT_OF_MEMORY (metadata needed_bytes, free_bytes); UNAVAILABLE /
+    MODEL_LOADING, DRAINING, ENGINE_DEAD or WAKE_FAILED (may be called again).
     """
 
 class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -104,6 +128,30 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         Live tensors, and so results, are not touched.
 
         Errors: RESOURCE_EXHAUSTED / QUEUE_FULL; UNAVAILABLE / MODEL_LOADING, DRAINING or ENGINE_DEAD.
+        """
+
+    @_abc_1.abstractmethod
+    def Sleep(
+        self,
+        request: _gpu_pb2.SleepRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gpu_pb2.SleepResponse, _abc.Awaitable[_gpu_pb2.SleepResponse]]:
+        """Takes the model's weights off the device, after the running request; waiting requests wake it again. Idempotent.
+        A sleeping server still serves: its next Generate wakes the model.
+
+        Errors: RESOURCE_EXHAUSTED / QUEUE_FULL; UNAVAILABLE / MODEL_LOADING, DRAINING or ENGINE_DEAD.
+        """
+
+    @_abc_1.abstractmethod
+    def Wake(
+        self,
+        request: _gpu_pb2.WakeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gpu_pb2.WakeResponse, _abc.Awaitable[_gpu_pb2.WakeResponse]]:
+        """Brings the model's weights back to the device, so that the next request need not wait for it. Idempotent.
+
+        Errors: RESOURCE_EXHAUSTED / QUEUE_FULL or OUT_OF_MEMORY (metadata needed_bytes, free_bytes); UNAVAILABLE /
+        MODEL_LOADING, DRAINING, ENGINE_DEAD or WAKE_FAILED (may be called again).
         """
 
 def add_MemoryServiceServicer_to_server(servicer: MemoryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -26,37 +26,41 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from halfreel.gpu.v1 import gpu_pb2 as halfreel_dot_gpu_dot_v1_dot_gpu__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19halfreel/llm/v1/llm.proto\x12\x0fhalfreel.llm.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x19halfreel/gpu/v1/gpu.proto\"?\n\x07Message\x12#\n\x04role\x18\x01 \x01(\x0e\x32\x15.halfreel.llm.v1.Role\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\xb6\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12*\n\x08messages\x18\x02 \x03(\x0b\x32\x18.halfreel.llm.v1.Message\x12#\n\x16max_output_token_count\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x04 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x05 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x06 \x01(\x05H\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x07 \x01(\x03H\x04\x88\x01\x01\x12\x0c\n\x04stop\x18\x08 \x03(\t\x12\x13\n\x0bjson_schema\x18\t \x01(\tB\x19\n\x17_max_output_token_countB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x07\n\x05_seed\"\xa0\x05\n\x10GenerateResponse\x12:\n\x06queued\x18\x01 \x01(\x0b\x32(.halfreel.llm.v1.GenerateResponse.QueuedH\x00\x12\x41\n\ntext_delta\x18\x02 \x01(\x0b\x32+.halfreel.llm.v1.GenerateResponse.TextDeltaH\x00\x12@\n\tcompleted\x18\x03 \x01(\x0b\x32+.halfreel.llm.v1.GenerateResponse.CompletedH\x00\x1a\'\n\x06Queued\x12\x1d\n\x15waiting_request_count\x18\x01 \x01(\x05\x1a.\n\tTextDelta\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x13\n\x0btoken_count\x18\x02 \x01(\x05\x1a\xe8\x02\n\tCompleted\x12\x34\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x1d.halfreel.llm.v1.FinishReason\x12\x1a\n\x12prompt_token_count\x18\x02 \x01(\x05\x12\x1a\n\x12output_token_count\x18\x03 \x01(\x05\x12\x0c\n\x04seed\x18\x04 \x01(\x03\x12\x31\n\x0equeue_duration\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x36\n\x13time_to_first_token\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x34\n\x11generate_duration\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0bphase_peaks\x18\x08 \x03(\x0b\x32\x1a.halfreel.gpu.v1.PhasePeak\x12\r\n\x05\x64type\x18\t \x01(\tB\x07\n\x05\x65vent\"\x15\n\x13MemoryStatusRequest\"E\n\x14MemoryStatusResponse\x12-\n\x06report\x18\x01 \x01(\x0b\x32\x1d.halfreel.gpu.v1.MemoryReport\"\x11\n\x0fGetModelRequest\"\xe7\x02\n\x10GetModelResponse\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x03 \x01(\t\x12\r\n\x05\x64type\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\x12\x17\n\x0fparameter_count\x18\x06 \x01(\x03\x12\x14\n\x0cweight_bytes\x18\x07 \x01(\x03\x12\x1b\n\x13\x63ontext_token_count\x18\x08 \x01(\x05\x12\x1b\n\x13\x64\x65\x66\x61ult_temperature\x18\t \x01(\x02\x12\x15\n\rdefault_top_p\x18\n \x01(\x02\x12\x15\n\rdefault_top_k\x18\x0b \x01(\x05\x12&\n\x1e\x64\x65\x66\x61ult_max_output_token_count\x18\x0c \x01(\x05\x12!\n\x19max_waiting_request_count\x18\r \x01(\x05\x12\x18\n\x10\x63ontract_version\x18\x0e \x01(\t*P\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03*\x85\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x1d\n\x19\x46INISH_REASON_END_OF_TEXT\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1d\n\x19\x46INISH_REASON_STOP_STRING\x10\x03\x32\x8d\x02\n\nLlmService\x12Q\n\x08Generate\x12 .halfreel.llm.v1.GenerateRequest\x1a!.halfreel.llm.v1.GenerateResponse0\x01\x12[\n\x0cMemoryStatus\x12$.halfreel.llm.v1.MemoryStatusRequest\x1a%.halfreel.llm.v1.MemoryStatusResponse\x12O\n\x08GetModel\x12 .halfreel.llm.v1.GetModelRequest\x1a!.halfreel.llm.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19halfreel/llm/v1/llm.proto\x12\x0fhalfreel.llm.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x19halfreel/gpu/v1/gpu.proto\"?\n\x07Message\x12#\n\x04role\x18\x01 \x01(\x0e\x32\x15.halfreel.llm.v1.Role\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\xb6\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12*\n\x08messages\x18\x02 \x03(\x0b\x32\x18.halfreel.llm.v1.Message\x12#\n\x16max_output_token_count\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x04 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x05 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x06 \x01(\x05H\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x07 \x01(\x03H\x04\x88\x01\x01\x12\x0c\n\x04stop\x18\x08 \x03(\t\x12\x13\n\x0bjson_schema\x18\t \x01(\tB\x19\n\x17_max_output_token_countB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x07\n\x05_seed\"\x8e\x06\n\x10GenerateResponse\x12:\n\x06queued\x18\x01 \x01(\x0b\x32(.halfreel.llm.v1.GenerateResponse.QueuedH\x00\x12\x41\n\ntext_delta\x18\x02 \x01(\x0b\x32+.halfreel.llm.v1.GenerateResponse.TextDeltaH\x00\x12@\n\tcompleted\x18\x03 \x01(\x0b\x32+.halfreel.llm.v1.GenerateResponse.CompletedH\x00\x1a\'\n\x06Queued\x12\x1d\n\x15waiting_request_count\x18\x01 \x01(\x05\x1a.\n\tTextDelta\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x13\n\x0btoken_count\x18\x02 \x01(\x05\x1a\xd6\x03\n\tCompleted\x12\x34\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x1d.halfreel.llm.v1.FinishReason\x12\x1a\n\x12prompt_token_count\x18\x02 \x01(\x05\x12\x1a\n\x12output_token_count\x18\x03 \x01(\x05\x12\x0c\n\x04seed\x18\x04 \x01(\x03\x12\x31\n\x0equeue_duration\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x36\n\x13time_to_first_token\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x34\n\x11generate_duration\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0bphase_peaks\x18\x08 \x03(\x0b\x32\x1a.halfreel.gpu.v1.PhasePeak\x12\r\n\x05\x64type\x18\t \x01(\t\x12!\n\x19\x63\x61\x63hed_prompt_token_count\x18\n \x01(\x05\x12\r\n\x05rungs\x18\x0b \x03(\t\x12\x1a\n\x12\x66orced_token_count\x18\x0c \x01(\x05\x12\x1e\n\x16speculated_token_count\x18\r \x01(\x05\x42\x07\n\x05\x65vent\"\xe4\x01\n\x11PlanMemoryRequest\x12\x1a\n\x12prompt_token_count\x18\x01 \x01(\x05\x12#\n\x16max_output_token_count\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12%\n\x18\x63oncurrent_request_count\x18\x03 \x01(\x05H\x01\x88\x01\x01\x12/\n\x07profile\x18\x04 \x01(\x0e\x32\x1e.halfreel.gpu.v1.MemoryProfileB\x19\n\x17_max_output_token_countB\x1b\n\x19_concurrent_request_count\"^\n\x12PlanMemoryResponse\x12)\n\x04plan\x18\x01 \x01(\x0b\x32\x1b.halfreel.gpu.v1.MemoryPlan\x12\x1d\n\x15\x66itting_request_count\x18\x02 \x01(\x05\"\x15\n\x13MemoryStatusRequest\"E\n\x14MemoryStatusResponse\x12-\n\x06report\x18\x01 \x01(\x0b\x32\x1d.halfreel.gpu.v1.MemoryReport\"\x11\n\x0fGetModelRequest\"\xb7\x03\n\x10GetModelResponse\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x03 \x01(\t\x12\r\n\x05\x64type\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\x12\x17\n\x0fparameter_count\x18\x06 \x01(\x03\x12\x14\n\x0cweight_bytes\x18\x07 \x01(\x03\x12\x1b\n\x13\x63ontext_token_count\x18\x08 \x01(\x05\x12\x1b\n\x13\x64\x65\x66\x61ult_temperature\x18\t \x01(\x02\x12\x15\n\rdefault_top_p\x18\n \x01(\x02\x12\x15\n\rdefault_top_k\x18\x0b \x01(\x05\x12&\n\x1e\x64\x65\x66\x61ult_max_output_token_count\x18\x0c \x01(\x05\x12!\n\x19max_waiting_request_count\x18\r \x01(\x05\x12\x18\n\x10\x63ontract_version\x18\x0e \x01(\t\x12\x12\n\nslot_count\x18\x0f \x01(\x05\x12\x18\n\x10weight_precision\x18\x10 \x01(\t\x12 \n\x18kv_cache_bytes_per_token\x18\x11 \x01(\x03*P\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03*\x85\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x1d\n\x19\x46INISH_REASON_END_OF_TEXT\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1d\n\x19\x46INISH_REASON_STOP_STRING\x10\x03\x32\xe4\x02\n\nLlmService\x12Q\n\x08Generate\x12 .halfreel.llm.v1.GenerateRequest\x1a!.halfreel.llm.v1.GenerateResponse0\x01\x12U\n\nPlanMemory\x12\".halfreel.llm.v1.PlanMemoryRequest\x1a#.halfreel.llm.v1.PlanMemoryResponse\x12[\n\x0cMemoryStatus\x12$.halfreel.llm.v1.MemoryStatusRequest\x1a%.halfreel.llm.v1.MemoryStatusResponse\x12O\n\x08GetModel\x12 .halfreel.llm.v1.GetModelRequest\x1a!.halfreel.llm.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'halfreel.llm.v1.llm_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=1633
-  _globals['_ROLE']._serialized_end=1713
-  _globals['_FINISHREASON']._serialized_start=1716
-  _globals['_FINISHREASON']._serialized_end=1849
+  _globals['_ROLE']._serialized_start=2150
+  _globals['_ROLE']._serialized_end=2230
+  _globals['_FINISHREASON']._serialized_start=2233
+  _globals['_FINISHREASON']._serialized_end=2366
   _globals['_MESSAGE']._serialized_start=105
   _globals['_MESSAGE']._serialized_end=168
   _globals['_GENERATEREQUEST']._serialized_start=171
   _globals['_GENERATEREQUEST']._serialized_end=481
   _globals['_GENERATERESPONSE']._serialized_start=484
-  _globals['_GENERATERESPONSE']._serialized_end=1156
+  _globals['_GENERATERESPONSE']._serialized_end=1266
   _globals['_GENERATERESPONSE_QUEUED']._serialized_start=697
   _globals['_GENERATERESPONSE_QUEUED']._serialized_end=736
   _globals['_GENERATERESPONSE_TEXTDELTA']._serialized_start=738
   _globals['_GENERATERESPONSE_TEXTDELTA']._serialized_end=784
   _globals['_GENERATERESPONSE_COMPLETED']._serialized_start=787
-  _globals['_GENERATERESPONSE_COMPLETED']._serialized_end=1147
-  _globals['_MEMORYSTATUSREQUEST']._serialized_start=1158
-  _globals['_MEMORYSTATUSREQUEST']._serialized_end=1179
-  _globals['_MEMORYSTATUSRESPONSE']._serialized_start=1181
-  _globals['_MEMORYSTATUSRESPONSE']._serialized_end=1250
-  _globals['_GETMODELREQUEST']._serialized_start=1252
-  _globals['_GETMODELREQUEST']._serialized_end=1269
-  _globals['_GETMODELRESPONSE']._serialized_start=1272
-  _globals['_GETMODELRESPONSE']._serialized_end=1631
-  _globals['_LLMSERVICE']._serialized_start=1852
-  _globals['_LLMSERVICE']._serialized_end=2121
+  _globals['_GENERATERESPONSE_COMPLETED']._serialized_end=1257
+  _globals['_PLANMEMORYREQUEST']._serialized_start=1269
+  _globals['_PLANMEMORYREQUEST']._serialized_end=1497
+  _globals['_PLANMEMORYRESPONSE']._serialized_start=1499
+  _globals['_PLANMEMORYRESPONSE']._serialized_end=1593
+  _globals['_MEMORYSTATUSREQUEST']._serialized_start=1595
+  _globals['_MEMORYSTATUSREQUEST']._serialized_end=1616
+  _globals['_MEMORYSTATUSRESPONSE']._serialized_start=1618
+  _globals['_MEMORYSTATUSRESPONSE']._serialized_end=1687
+  _globals['_GETMODELREQUEST']._serialized_start=1689
+  _globals['_GETMODELREQUEST']._serialized_end=1706
+  _globals['_GETMODELRESPONSE']._serialized_start=1709
+  _globals['_GETMODELRESPONSE']._serialized_end=2148
+  _globals['_LLMSERVICE']._serialized_start=2369
+  _globals['_LLMSERVICE']._serialized_end=2725
 # @@protoc_insertion_point(module_scope)

@@ -247,6 +247,10 @@ class GenerateResponse(_message.Message):
         GENERATE_DURATION_FIELD_NUMBER: _builtins.int
         PHASE_PEAKS_FIELD_NUMBER: _builtins.int
         DTYPE_FIELD_NUMBER: _builtins.int
+        CACHED_PROMPT_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+        RUNGS_FIELD_NUMBER: _builtins.int
+        FORCED_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+        SPECULATED_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
         finish_reason: Global___FinishReason.ValueType
         """Why it ended."""
         prompt_token_count: _builtins.int
@@ -257,6 +261,12 @@ class GenerateResponse(_message.Message):
         """The seed that was used; give it again for the same text."""
         dtype: _builtins.str
         """The arithmetic used: "float16", "bfloat16" or "float32"."""
+        cached_prompt_token_count: _builtins.int
+        """Tokens of the prompt that were read from the cache of an earlier one with the same beginning."""
+        forced_token_count: _builtins.int
+        """Tokens that the JSON schema left no choice of, and which were written without a step of the model each."""
+        speculated_token_count: _builtins.int
+        """Tokens that were guessed from the prompt and found right, so that they took no step of their own."""
         @_builtins.property
         def queue_duration(self) -> _duration_pb2.Duration:
             """From acceptance to start."""
@@ -273,6 +283,10 @@ class GenerateResponse(_message.Message):
         def phase_peaks(self) -> _containers.RepeatedCompositeFieldContainer[_gpu_pb2.PhasePeak]:
             """Peak memory of each phase of this request."""
 
+        @_builtins.property
+        def rungs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+            """What was given up to finish within the memory that there was, in order, such as "smaller_batch"; most often empty."""
+
         def __init__(
             self,
             *,
@@ -285,10 +299,14 @@ class GenerateResponse(_message.Message):
             generate_duration: _duration_pb2.Duration | None = ...,
             phase_peaks: _abc.Iterable[_gpu_pb2.PhasePeak] | None = ...,
             dtype: _builtins.str = ...,
+            cached_prompt_token_count: _builtins.int = ...,
+            rungs: _abc.Iterable[_builtins.str] | None = ...,
+            forced_token_count: _builtins.int = ...,
+            speculated_token_count: _builtins.int = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _typing.Literal["generate_duration", b"generate_duration", "queue_duration", b"queue_duration", "time_to_first_token", b"time_to_first_token"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "finish_reason", b"finish_reason", "generate_duration", b"generate_duration", "output_token_count", b"output_token_count", "phase_peaks", b"phase_peaks", "prompt_token_count", b"prompt_token_count", "queue_duration", b"queue_duration", "seed", b"seed", "time_to_first_token", b"time_to_first_token"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_prompt_token_count", b"cached_prompt_token_count", "dtype", b"dtype", "finish_reason", b"finish_reason", "forced_token_count", b"forced_token_count", "generate_duration", b"generate_duration", "output_token_count", b"output_token_count", "phase_peaks", b"phase_peaks", "prompt_token_count", b"prompt_token_count", "queue_duration", b"queue_duration", "rungs", b"rungs", "seed", b"seed", "speculated_token_count", b"speculated_token_count", "time_to_first_token", b"time_to_first_token"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -323,6 +341,75 @@ class GenerateResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___GenerateResponse: _TypeAlias = GenerateResponse  # noqa: Y015
+
+@_typing.final
+class PlanMemoryRequest(_message.Message):
+    """Request of LlmService.PlanMemory."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROMPT_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    MAX_OUTPUT_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    CONCURRENT_REQUEST_COUNT_FIELD_NUMBER: _builtins.int
+    PROFILE_FIELD_NUMBER: _builtins.int
+    prompt_token_count: _builtins.int
+    """Tokens of the prompt. Default 0. Range [0, the model's context]."""
+    max_output_token_count: _builtins.int
+    """Tokens to write. Default: the model's, see GetModel. Range [1, the model's context]."""
+    concurrent_request_count: _builtins.int
+    """Requests that run at once. Default 1. Range [1, the model's slots, see GetModel]."""
+    profile: _gpu_pb2.MemoryProfile.ValueType
+    """How memory is weighed against time. Default: the server's."""
+    def __init__(
+        self,
+        *,
+        prompt_token_count: _builtins.int = ...,
+        max_output_token_count: _builtins.int | None = ...,
+        concurrent_request_count: _builtins.int | None = ...,
+        profile: _gpu_pb2.MemoryProfile.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_concurrent_request_count", b"_concurrent_request_count", "_max_output_token_count", b"_max_output_token_count", "concurrent_request_count", b"concurrent_request_count", "max_output_token_count", b"max_output_token_count"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_concurrent_request_count", b"_concurrent_request_count", "_max_output_token_count", b"_max_output_token_count", "concurrent_request_count", b"concurrent_request_count", "max_output_token_count", b"max_output_token_count", "profile", b"profile", "prompt_token_count", b"prompt_token_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__concurrent_request_count: _TypeAlias = _typing.Literal["concurrent_request_count"]  # noqa: Y015
+    _WhichOneofArgType__concurrent_request_count: _TypeAlias = _typing.Literal["_concurrent_request_count", b"_concurrent_request_count"]  # noqa: Y015
+    _WhichOneofReturnType__max_output_token_count: _TypeAlias = _typing.Literal["max_output_token_count"]  # noqa: Y015
+    _WhichOneofArgType__max_output_token_count: _TypeAlias = _typing.Literal["_max_output_token_count", b"_max_output_token_count"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__concurrent_request_count) -> _WhichOneofReturnType__concurrent_request_count | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_output_token_count) -> _WhichOneofReturnType__max_output_token_count | None: ...
+
+Global___PlanMemoryRequest: _TypeAlias = PlanMemoryRequest  # noqa: Y015
+
+@_typing.final
+class PlanMemoryResponse(_message.Message):
+    """Response of LlmService.PlanMemory."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLAN_FIELD_NUMBER: _builtins.int
+    FITTING_REQUEST_COUNT_FIELD_NUMBER: _builtins.int
+    fitting_request_count: _builtins.int
+    """Requests of this size that could run at once within what is available."""
+    @_builtins.property
+    def plan(self) -> _gpu_pb2.MemoryPlan:
+        """What it comes to."""
+
+    def __init__(
+        self,
+        *,
+        plan: _gpu_pb2.MemoryPlan | None = ...,
+        fitting_request_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fitting_request_count", b"fitting_request_count", "plan", b"plan"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanMemoryResponse: _TypeAlias = PlanMemoryResponse  # noqa: Y015
 
 @_typing.final
 class MemoryStatusRequest(_message.Message):
@@ -402,6 +489,9 @@ class GetModelResponse(_message.Message):
     DEFAULT_MAX_OUTPUT_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     MAX_WAITING_REQUEST_COUNT_FIELD_NUMBER: _builtins.int
     CONTRACT_VERSION_FIELD_NUMBER: _builtins.int
+    SLOT_COUNT_FIELD_NUMBER: _builtins.int
+    WEIGHT_PRECISION_FIELD_NUMBER: _builtins.int
+    KV_CACHE_BYTES_PER_TOKEN_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """The model as it was asked for: "pocket", a hub id, or the last part of a folder's name."""
     revision: _builtins.str
@@ -430,6 +520,12 @@ class GetModelResponse(_message.Message):
     """The most requests that may wait."""
     contract_version: _builtins.str
     """The contract that this server speaks, "1.MINOR"."""
+    slot_count: _builtins.int
+    """The most requests that run at once; further ones wait."""
+    weight_precision: _builtins.str
+    """How the weights are kept: "float16", "bfloat16", "float32" or "int8"."""
+    kv_cache_bytes_per_token: _builtins.int
+    """Bytes that one token takes in the KV cache."""
     def __init__(
         self,
         *,
@@ -447,10 +543,13 @@ class GetModelResponse(_message.Message):
         default_max_output_token_count: _builtins.int = ...,
         max_waiting_request_count: _builtins.int = ...,
         contract_version: _builtins.str = ...,
+        slot_count: _builtins.int = ...,
+        weight_precision: _builtins.str = ...,
+        kv_cache_bytes_per_token: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "context_token_count", b"context_token_count", "contract_version", b"contract_version", "default_max_output_token_count", b"default_max_output_token_count", "default_temperature", b"default_temperature", "default_top_k", b"default_top_k", "default_top_p", b"default_top_p", "device", b"device", "dtype", b"dtype", "max_waiting_request_count", b"max_waiting_request_count", "model_id", b"model_id", "parameter_count", b"parameter_count", "revision", b"revision", "weight_bytes", b"weight_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "context_token_count", b"context_token_count", "contract_version", b"contract_version", "default_max_output_token_count", b"default_max_output_token_count", "default_temperature", b"default_temperature", "default_top_k", b"default_top_k", "default_top_p", b"default_top_p", "device", b"device", "dtype", b"dtype", "kv_cache_bytes_per_token", b"kv_cache_bytes_per_token", "max_waiting_request_count", b"max_waiting_request_count", "model_id", b"model_id", "parameter_count", b"parameter_count", "revision", b"revision", "slot_count", b"slot_count", "weight_bytes", b"weight_bytes", "weight_precision", b"weight_precision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

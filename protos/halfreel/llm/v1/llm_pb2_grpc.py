@@ -40,6 +40,11 @@ class LlmServiceStub(object):
                 request_serializer=halfreel_dot_llm_dot_v1_dot_llm__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=halfreel_dot_llm_dot_v1_dot_llm__pb2.GenerateResponse.FromString,
                 _registered_method=True)
+        self.PlanMemory = channel.unary_unary(
+                '/halfreel.llm.v1.LlmService/PlanMemory',
+                request_serializer=halfreel_dot_llm_dot_v1_dot_llm__pb2.PlanMemoryRequest.SerializeToString,
+                response_deserializer=halfreel_dot_llm_dot_v1_dot_llm__pb2.PlanMemoryResponse.FromString,
+                _registered_method=True)
         self.MemoryStatus = channel.unary_unary(
                 '/halfreel.llm.v1.LlmService/MemoryStatus',
                 request_serializer=halfreel_dot_llm_dot_v1_dot_llm__pb2.MemoryStatusRequest.SerializeToString,
@@ -70,6 +75,15 @@ class LlmServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PlanMemory(self, request, context):
+        """Tells what memory a request would take, without running it. Never waits for a running generation. Idempotent.
+
+        Errors: INVALID_ARGUMENT / INVALID_FIELD; UNAVAILABLE / MODEL_LOADING, DRAINING or ENGINE_DEAD.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def MemoryStatus(self, request, context):
         """Tells this server's memory. Never waits for a running generation. Idempotent.
         """
@@ -93,6 +107,11 @@ def add_LlmServiceServicer_to_server(servicer, server):
                     servicer.Generate,
                     request_deserializer=halfreel_dot_llm_dot_v1_dot_llm__pb2.GenerateRequest.FromString,
                     response_serializer=halfreel_dot_llm_dot_v1_dot_llm__pb2.GenerateResponse.SerializeToString,
+            ),
+            'PlanMemory': grpc.unary_unary_rpc_method_handler(
+                    servicer.PlanMemory,
+                    request_deserializer=halfreel_dot_llm_dot_v1_dot_llm__pb2.PlanMemoryRequest.FromString,
+                    response_serializer=halfreel_dot_llm_dot_v1_dot_llm__pb2.PlanMemoryResponse.SerializeToString,
             ),
             'MemoryStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.MemoryStatus,
@@ -133,6 +152,33 @@ class LlmService(object):
             '/halfreel.llm.v1.LlmService/Generate',
             halfreel_dot_llm_dot_v1_dot_llm__pb2.GenerateRequest.SerializeToString,
             halfreel_dot_llm_dot_v1_dot_llm__pb2.GenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlanMemory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/halfreel.llm.v1.LlmService/PlanMemory',
+            halfreel_dot_llm_dot_v1_dot_llm__pb2.PlanMemoryRequest.SerializeToString,
+            halfreel_dot_llm_dot_v1_dot_llm__pb2.PlanMemoryResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,6 +43,11 @@ class LlmServiceStub:
     OUT_OF_MEMORY or SLOW_READER; UNAVAILABLE / MODEL_LOADING, DRAINING or ENGINE_DEAD; INTERNAL / NAN_DETECTED or
     GRAMMAR_FAILED; DEADLINE_EXCEEDED; CANCELLED.
     """
+    PlanMemory: _grpc.UnaryUnaryMultiCallable[_llm_pb2.PlanMemoryRequest, _llm_pb2.PlanMemoryResponse]
+    """Tells what memory a request would take, without running it. Never waits for a running generation. Idempotent.
+
+    Errors: INVALID_ARGUMENT / INVALID_FIELD; UNAVAILABLE / MODEL_LOADING, DRAINING or ENGINE_DEAD.
+    """
     MemoryStatus: _grpc.UnaryUnaryMultiCallable[_llm_pb2.MemoryStatusRequest, _llm_pb2.MemoryStatusResponse]
     """Tells this server's memory. Never waits for a running generation. Idempotent."""
     GetModel: _grpc.UnaryUnaryMultiCallable[_llm_pb2.GetModelRequest, _llm_pb2.GetModelResponse]
@@ -65,6 +70,11 @@ class LlmServiceAsyncStub(LlmServiceStub):
     context_token_count), SCHEMA_INVALID or MALFORMED_MESSAGE; RESOURCE_EXHAUSTED / QUEUE_FULL (with RetryInfo),
     OUT_OF_MEMORY or SLOW_READER; UNAVAILABLE / MODEL_LOADING, DRAINING or ENGINE_DEAD; INTERNAL / NAN_DETECTED or
     GRAMMAR_FAILED; DEADLINE_EXCEEDED; CANCELLED.
+    """
+    PlanMemory: _aio.UnaryUnaryMultiCallable[_llm_pb2.PlanMemoryRequest, _llm_pb2.PlanMemoryResponse]  # type: ignore[assignment]
+    """Tells what memory a request would take, without running it. Never waits for a running generation. Idempotent.
+
+    Errors: INVALID_ARGUMENT / INVALID_FIELD; UNAVAILABLE / MODEL_LOADING, DRAINING or ENGINE_DEAD.
     """
     MemoryStatus: _aio.UnaryUnaryMultiCallable[_llm_pb2.MemoryStatusRequest, _llm_pb2.MemoryStatusResponse]  # type: ignore[assignment]
     """Tells this server's memory. Never waits for a running generation. Idempotent."""
@@ -91,6 +101,17 @@ class LlmServiceServicer(metaclass=_abc_1.ABCMeta):
         context_token_count), SCHEMA_INVALID or MALFORMED_MESSAGE; RESOURCE_EXHAUSTED / QUEUE_FULL (with RetryInfo),
         OUT_OF_MEMORY or SLOW_READER; UNAVAILABLE / MODEL_LOADING, DRAINING or ENGINE_DEAD; INTERNAL / NAN_DETECTED or
         GRAMMAR_FAILED; DEADLINE_EXCEEDED; CANCELLED.
+        """
+
+    @_abc_1.abstractmethod
+    def PlanMemory(
+        self,
+        request: _llm_pb2.PlanMemoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_llm_pb2.PlanMemoryResponse, _abc.Awaitable[_llm_pb2.PlanMemoryResponse]]:
+        """Tells what memory a request would take, without running it. Never waits for a running generation. Idempotent.
+
+        Errors: INVALID_ARGUMENT / INVALID_FIELD; UNAVAILABLE / MODEL_LOADING, DRAINING or ENGINE_DEAD.
         """
 
     @_abc_1.abstractmethod

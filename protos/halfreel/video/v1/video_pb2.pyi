@@ -76,6 +76,9 @@ class GenerateRequest(_message.Message):
     DECODE_CHUNK_FRAME_COUNT_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     PREVIEW_FIELD_NUMBER: _builtins.int
+    PROFILE_FIELD_NUMBER: _builtins.int
+    LEVERS_FIELD_NUMBER: _builtins.int
+    ALLOW_CHEAPER_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Chosen by the client, for logs; at most 128 visible ASCII characters. Default: made by the server."""
     prompt: _builtins.str
@@ -108,6 +111,18 @@ class GenerateRequest(_message.Message):
     """Default: chosen by the server and told in `completed`. Range [0, 2^63 - 1]."""
     preview: _builtins.bool
     """Send a small JPEG of the clip's middle frame after each step. Default false."""
+    profile: _gpu_pb2.MemoryProfile.ValueType
+    """How memory is weighed against time. Default: the server's."""
+    allow_cheaper: _builtins.bool
+    """Take the first cheaper variant that fits, and say so in `plan`, where the clip does not fit as it is asked for.
+    Default false: it is refused.
+    """
+    @_builtins.property
+    def levers(self) -> Global___GenerateResponse.Levers:
+        """The levers to use, as an earlier `completed` or plan told them, so that the same clip can be made again. Default:
+        the plan's own choice. A request whose levers do not fit is refused.
+        """
+
     def __init__(
         self,
         *,
@@ -124,10 +139,13 @@ class GenerateRequest(_message.Message):
         decode_chunk_frame_count: _builtins.int | None = ...,
         seed: _builtins.int | None = ...,
         preview: _builtins.bool = ...,
+        profile: _gpu_pb2.MemoryProfile.ValueType = ...,
+        levers: Global___GenerateResponse.Levers | None = ...,
+        allow_cheaper: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_decode_chunk_frame_count", b"_decode_chunk_frame_count", "_fps", b"_fps", "_frame_count", b"_frame_count", "_guidance_scale", b"_guidance_scale", "_height_px", b"_height_px", "_motion_bucket", b"_motion_bucket", "_seed", b"_seed", "_step_count", b"_step_count", "_width_px", b"_width_px", "decode_chunk_frame_count", b"decode_chunk_frame_count", "fps", b"fps", "frame_count", b"frame_count", "guidance_scale", b"guidance_scale", "height_px", b"height_px", "motion_bucket", b"motion_bucket", "seed", b"seed", "step_count", b"step_count", "width_px", b"width_px"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_decode_chunk_frame_count", b"_decode_chunk_frame_count", "_fps", b"_fps", "_frame_count", b"_frame_count", "_guidance_scale", b"_guidance_scale", "_height_px", b"_height_px", "_motion_bucket", b"_motion_bucket", "_seed", b"_seed", "_step_count", b"_step_count", "_width_px", b"_width_px", "decode_chunk_frame_count", b"decode_chunk_frame_count", "fps", b"fps", "frame_count", b"frame_count", "guidance_scale", b"guidance_scale", "height_px", b"height_px", "levers", b"levers", "motion_bucket", b"motion_bucket", "seed", b"seed", "step_count", b"step_count", "width_px", b"width_px"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decode_chunk_frame_count", b"_decode_chunk_frame_count", "_fps", b"_fps", "_frame_count", b"_frame_count", "_guidance_scale", b"_guidance_scale", "_height_px", b"_height_px", "_motion_bucket", b"_motion_bucket", "_seed", b"_seed", "_step_count", b"_step_count", "_width_px", b"_width_px", "decode_chunk_frame_count", b"decode_chunk_frame_count", "fps", b"fps", "frame_count", b"frame_count", "guidance_scale", b"guidance_scale", "height_px", b"height_px", "image", b"image", "motion_bucket", b"motion_bucket", "preview", b"preview", "prompt", b"prompt", "request_id", b"request_id", "seed", b"seed", "step_count", b"step_count", "width_px", b"width_px"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decode_chunk_frame_count", b"_decode_chunk_frame_count", "_fps", b"_fps", "_frame_count", b"_frame_count", "_guidance_scale", b"_guidance_scale", "_height_px", b"_height_px", "_motion_bucket", b"_motion_bucket", "_seed", b"_seed", "_step_count", b"_step_count", "_width_px", b"_width_px", "allow_cheaper", b"allow_cheaper", "decode_chunk_frame_count", b"decode_chunk_frame_count", "fps", b"fps", "frame_count", b"frame_count", "guidance_scale", b"guidance_scale", "height_px", b"height_px", "image", b"image", "levers", b"levers", "motion_bucket", b"motion_bucket", "preview", b"preview", "profile", b"profile", "prompt", b"prompt", "request_id", b"request_id", "seed", b"seed", "step_count", b"step_count", "width_px", b"width_px"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__decode_chunk_frame_count: _TypeAlias = _typing.Literal["decode_chunk_frame_count"]  # noqa: Y015
     _WhichOneofArgType__decode_chunk_frame_count: _TypeAlias = _typing.Literal["_decode_chunk_frame_count", b"_decode_chunk_frame_count"]  # noqa: Y015
@@ -308,25 +326,75 @@ class GenerateResponse(_message.Message):
 
     @_typing.final
     class Levers(_message.Message):
-        """How the work was laid out; part of what decides the bytes of the clip."""
+        """How the work on a clip is laid out; part of what decides its bytes."""
 
         DESCRIPTOR: _descriptor.Descriptor
 
         DECODE_CHUNK_FRAME_COUNT_FIELD_NUMBER: _builtins.int
         ATTENTION_BACKEND_FIELD_NUMBER: _builtins.int
+        SPLIT_GUIDANCE_FIELD_NUMBER: _builtins.int
+        FEED_FORWARD_CHUNK_COUNT_FIELD_NUMBER: _builtins.int
+        OFFLOAD_IDLE_PARTS_FIELD_NUMBER: _builtins.int
+        STREAM_WEIGHTS_FIELD_NUMBER: _builtins.int
         decode_chunk_frame_count: _builtins.int
-        """Frames that the VAE decoded at once."""
+        """Frames that the VAE decodes at once. Range [1, 200]."""
         attention_backend: _builtins.str
-        """The attention kernels: "sdpa"."""
+        """The attention kernels: "sdpa", "xformers" or "sliced"."""
+        split_guidance: _builtins.bool
+        """The two halves of guidance run one after the other instead of together."""
+        feed_forward_chunk_count: _builtins.int
+        """Parts that the feed-forward layers are run in, one after the other; 1 runs them whole. Range [1, 64]."""
+        offload_idle_parts: _builtins.bool
+        """Parts of the model are on the device only while they work."""
+        stream_weights: _builtins.bool
+        """The weights of the UNet pass through the device block by block, ahead of their use."""
         def __init__(
             self,
             *,
             decode_chunk_frame_count: _builtins.int = ...,
             attention_backend: _builtins.str = ...,
+            split_guidance: _builtins.bool = ...,
+            feed_forward_chunk_count: _builtins.int = ...,
+            offload_idle_parts: _builtins.bool = ...,
+            stream_weights: _builtins.bool = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["attention_backend", b"attention_backend", "decode_chunk_frame_count", b"decode_chunk_frame_count"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["attention_backend", b"attention_backend", "decode_chunk_frame_count", b"decode_chunk_frame_count", "feed_forward_chunk_count", b"feed_forward_chunk_count", "offload_idle_parts", b"offload_idle_parts", "split_guidance", b"split_guidance", "stream_weights", b"stream_weights"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Planned(_message.Message):
+        """The plan that the clip is rendered by."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        PLAN_FIELD_NUMBER: _builtins.int
+        LEVERS_FIELD_NUMBER: _builtins.int
+        VARIANT_FIELD_NUMBER: _builtins.int
+        @_builtins.property
+        def plan(self) -> _gpu_pb2.MemoryPlan:
+            """What it comes to."""
+
+        @_builtins.property
+        def levers(self) -> Global___GenerateResponse.Levers:
+            """The levers chosen."""
+
+        @_builtins.property
+        def variant(self) -> Global___Variant:
+            """The cheaper variant that is rendered, where the clip did not fit as it was asked for; else absent."""
+
+        def __init__(
+            self,
+            *,
+            plan: _gpu_pb2.MemoryPlan | None = ...,
+            levers: Global___GenerateResponse.Levers | None = ...,
+            variant: Global___Variant | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["levers", b"levers", "plan", b"plan", "variant", b"variant"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["levers", b"levers", "plan", b"plan", "variant", b"variant"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -376,6 +444,9 @@ class GenerateResponse(_message.Message):
         GENERATE_DURATION_FIELD_NUMBER: _builtins.int
         STAGE_DURATIONS_FIELD_NUMBER: _builtins.int
         PHASE_PEAKS_FIELD_NUMBER: _builtins.int
+        RUNGS_FIELD_NUMBER: _builtins.int
+        NAN_RETRY_COUNT_FIELD_NUMBER: _builtins.int
+        TRADES_FIELD_NUMBER: _builtins.int
         size_bytes: _builtins.int
         """Bytes of the MP4."""
         sha256: _builtins.str
@@ -394,6 +465,8 @@ class GenerateResponse(_message.Message):
         """The arithmetic used: "float16", "bfloat16" or "float32"."""
         device: _builtins.str
         """The device: "cpu" or "cuda:0"."""
+        nan_retry_count: _builtins.int
+        """Times that numbers were not finite and the work was done again in higher precision."""
         @_builtins.property
         def levers(self) -> Global___GenerateResponse.Levers:
             """How the work was laid out."""
@@ -414,6 +487,16 @@ class GenerateResponse(_message.Message):
         def phase_peaks(self) -> _containers.RepeatedCompositeFieldContainer[_gpu_pb2.PhasePeak]:
             """Peak memory of each phase of this request."""
 
+        @_builtins.property
+        def rungs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+            """What was given up to finish within the memory that there was, in order, such as "decode_chunk_4"; most often empty.
+            The clip's bytes can differ from those of a clip without rungs.
+            """
+
+        @_builtins.property
+        def trades(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+            """The same clip's trades of quality for time, as they were asked for."""
+
         def __init__(
             self,
             *,
@@ -431,10 +514,13 @@ class GenerateResponse(_message.Message):
             generate_duration: _duration_pb2.Duration | None = ...,
             stage_durations: _abc.Iterable[Global___GenerateResponse.StageDuration] | None = ...,
             phase_peaks: _abc.Iterable[_gpu_pb2.PhasePeak] | None = ...,
+            rungs: _abc.Iterable[_builtins.str] | None = ...,
+            nan_retry_count: _builtins.int = ...,
+            trades: _abc.Iterable[_builtins.str] | None = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _typing.Literal["generate_duration", b"generate_duration", "levers", b"levers", "queue_duration", b"queue_duration"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "dtype", b"dtype", "fps", b"fps", "frame_count", b"frame_count", "generate_duration", b"generate_duration", "height_px", b"height_px", "levers", b"levers", "phase_peaks", b"phase_peaks", "queue_duration", b"queue_duration", "seed", b"seed", "sha256", b"sha256", "size_bytes", b"size_bytes", "stage_durations", b"stage_durations", "width_px", b"width_px"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "dtype", b"dtype", "fps", b"fps", "frame_count", b"frame_count", "generate_duration", b"generate_duration", "height_px", b"height_px", "levers", b"levers", "nan_retry_count", b"nan_retry_count", "phase_peaks", b"phase_peaks", "queue_duration", b"queue_duration", "rungs", b"rungs", "seed", b"seed", "sha256", b"sha256", "size_bytes", b"size_bytes", "stage_durations", b"stage_durations", "trades", b"trades", "width_px", b"width_px"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -444,6 +530,7 @@ class GenerateResponse(_message.Message):
     PREVIEW_FIELD_NUMBER: _builtins.int
     VIDEO_CHUNK_FIELD_NUMBER: _builtins.int
     COMPLETED_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def queued(self) -> Global___GenerateResponse.Queued:
         """The request waits for the model."""
@@ -468,6 +555,10 @@ class GenerateResponse(_message.Message):
     def completed(self) -> Global___GenerateResponse.Completed:
         """The end, and what it took."""
 
+    @_builtins.property
+    def plan(self) -> Global___GenerateResponse.Planned:
+        """What the clip will take; follows `queued` where the server plans, once."""
+
     def __init__(
         self,
         *,
@@ -477,16 +568,125 @@ class GenerateResponse(_message.Message):
         preview: Global___GenerateResponse.Preview | None = ...,
         video_chunk: Global___GenerateResponse.VideoChunk | None = ...,
         completed: Global___GenerateResponse.Completed | None = ...,
+        plan: Global___GenerateResponse.Planned | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["completed", b"completed", "event", b"event", "preview", b"preview", "queued", b"queued", "stage", b"stage", "step", b"step", "video_chunk", b"video_chunk"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["completed", b"completed", "event", b"event", "plan", b"plan", "preview", b"preview", "queued", b"queued", "stage", b"stage", "step", b"step", "video_chunk", b"video_chunk"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["completed", b"completed", "event", b"event", "preview", b"preview", "queued", b"queued", "stage", b"stage", "step", b"step", "video_chunk", b"video_chunk"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completed", b"completed", "event", b"event", "plan", b"plan", "preview", b"preview", "queued", b"queued", "stage", b"stage", "step", b"step", "video_chunk", b"video_chunk"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["queued", "stage", "step", "preview", "video_chunk", "completed"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["queued", "stage", "step", "preview", "video_chunk", "completed", "plan"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___GenerateResponse: _TypeAlias = GenerateResponse  # noqa: Y015
+
+@_typing.final
+class Variant(_message.Message):
+    """A cheaper form of a clip."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WIDTH_PX_FIELD_NUMBER: _builtins.int
+    HEIGHT_PX_FIELD_NUMBER: _builtins.int
+    SEGMENT_FRAME_COUNT_FIELD_NUMBER: _builtins.int
+    LEVERS_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
+    width_px: _builtins.int
+    """Width of the clip."""
+    height_px: _builtins.int
+    """Height of the clip."""
+    segment_frame_count: _builtins.int
+    """Frames that are rendered at once; a clip of more is chained."""
+    @_builtins.property
+    def levers(self) -> Global___GenerateResponse.Levers:
+        """The levers it needs."""
+
+    @_builtins.property
+    def plan(self) -> _gpu_pb2.MemoryPlan:
+        """What it would take."""
+
+    def __init__(
+        self,
+        *,
+        width_px: _builtins.int = ...,
+        height_px: _builtins.int = ...,
+        segment_frame_count: _builtins.int = ...,
+        levers: Global___GenerateResponse.Levers | None = ...,
+        plan: _gpu_pb2.MemoryPlan | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["levers", b"levers", "plan", b"plan"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["height_px", b"height_px", "levers", b"levers", "plan", b"plan", "segment_frame_count", b"segment_frame_count", "width_px", b"width_px"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Variant: _TypeAlias = Variant  # noqa: Y015
+
+@_typing.final
+class PlanMemoryRequest(_message.Message):
+    """Request of VideoService.PlanMemory."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLIP_FIELD_NUMBER: _builtins.int
+    CARD_BYTES_FIELD_NUMBER: _builtins.int
+    card_bytes: _builtins.int
+    """Bytes of an imagined card instead of the server's own, of which nothing else is held. Range [1 GiB, 1 TiB]."""
+    @_builtins.property
+    def clip(self) -> Global___GenerateRequest:
+        """The clip; needs neither prompt nor image."""
+
+    def __init__(
+        self,
+        *,
+        clip: Global___GenerateRequest | None = ...,
+        card_bytes: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_card_bytes", b"_card_bytes", "card_bytes", b"card_bytes", "clip", b"clip"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_card_bytes", b"_card_bytes", "card_bytes", b"card_bytes", "clip", b"clip"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__card_bytes: _TypeAlias = _typing.Literal["card_bytes"]  # noqa: Y015
+    _WhichOneofArgType__card_bytes: _TypeAlias = _typing.Literal["_card_bytes", b"_card_bytes"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__card_bytes) -> _WhichOneofReturnType__card_bytes | None: ...
+
+Global___PlanMemoryRequest: _TypeAlias = PlanMemoryRequest  # noqa: Y015
+
+@_typing.final
+class PlanMemoryResponse(_message.Message):
+    """Response of VideoService.PlanMemory."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLAN_FIELD_NUMBER: _builtins.int
+    LEVERS_FIELD_NUMBER: _builtins.int
+    VARIANTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def plan(self) -> _gpu_pb2.MemoryPlan:
+        """What it comes to."""
+
+    @_builtins.property
+    def levers(self) -> Global___GenerateResponse.Levers:
+        """The levers chosen."""
+
+    @_builtins.property
+    def variants(self) -> _containers.RepeatedCompositeFieldContainer[Global___Variant]:
+        """Cheaper forms that fit, the nearest to what was asked for first; empty where the clip itself fits."""
+
+    def __init__(
+        self,
+        *,
+        plan: _gpu_pb2.MemoryPlan | None = ...,
+        levers: Global___GenerateResponse.Levers | None = ...,
+        variants: _abc.Iterable[Global___Variant] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["levers", b"levers", "plan", b"plan"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["levers", b"levers", "plan", b"plan", "variants", b"variants"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanMemoryResponse: _TypeAlias = PlanMemoryResponse  # noqa: Y015
 
 @_typing.final
 class MemoryStatusRequest(_message.Message):

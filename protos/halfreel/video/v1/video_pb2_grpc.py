@@ -41,6 +41,11 @@ class VideoServiceStub(object):
                 request_serializer=halfreel_dot_video_dot_v1_dot_video__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=halfreel_dot_video_dot_v1_dot_video__pb2.GenerateResponse.FromString,
                 _registered_method=True)
+        self.PlanMemory = channel.unary_unary(
+                '/halfreel.video.v1.VideoService/PlanMemory',
+                request_serializer=halfreel_dot_video_dot_v1_dot_video__pb2.PlanMemoryRequest.SerializeToString,
+                response_deserializer=halfreel_dot_video_dot_v1_dot_video__pb2.PlanMemoryResponse.FromString,
+                _registered_method=True)
         self.MemoryStatus = channel.unary_unary(
                 '/halfreel.video.v1.VideoService/MemoryStatus',
                 request_serializer=halfreel_dot_video_dot_v1_dot_video__pb2.MemoryStatusRequest.SerializeToString,
@@ -65,8 +70,19 @@ class VideoServiceServicer(object):
         same bytes on the same device.
 
         Errors: INVALID_ARGUMENT / INVALID_FIELD, IMAGE_INVALID or MALFORMED_MESSAGE; RESOURCE_EXHAUSTED / QUEUE_FULL
-        (with RetryInfo), OUT_OF_MEMORY (metadata needed_bytes, free_bytes) or SLOW_READER; UNAVAILABLE / MODEL_LOADING,
+        (with RetryInfo), PLAN_REFUSED (metadata needed_bytes, free_bytes and what would fit, such as suggested_width_px),
+        OUT_OF_MEMORY (metadata needed_bytes, free_bytes) or SLOW_READER; UNAVAILABLE / MODEL_LOADING,
         DRAINING or ENGINE_DEAD; INTERNAL / NAN_DETECTED; DEADLINE_EXCEEDED; CANCELLED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PlanMemory(self, request, context):
+        """Tells what memory a clip would take and with which levers, without rendering it; what is refused here is refused by
+        Generate. Never waits for a running generation. Idempotent.
+
+        Errors: INVALID_ARGUMENT / INVALID_FIELD; UNAVAILABLE / MODEL_LOADING, DRAINING or ENGINE_DEAD.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -95,6 +111,11 @@ def add_VideoServiceServicer_to_server(servicer, server):
                     servicer.Generate,
                     request_deserializer=halfreel_dot_video_dot_v1_dot_video__pb2.GenerateRequest.FromString,
                     response_serializer=halfreel_dot_video_dot_v1_dot_video__pb2.GenerateResponse.SerializeToString,
+            ),
+            'PlanMemory': grpc.unary_unary_rpc_method_handler(
+                    servicer.PlanMemory,
+                    request_deserializer=halfreel_dot_video_dot_v1_dot_video__pb2.PlanMemoryRequest.FromString,
+                    response_serializer=halfreel_dot_video_dot_v1_dot_video__pb2.PlanMemoryResponse.SerializeToString,
             ),
             'MemoryStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.MemoryStatus,
@@ -136,6 +157,33 @@ class VideoService(object):
             '/halfreel.video.v1.VideoService/Generate',
             halfreel_dot_video_dot_v1_dot_video__pb2.GenerateRequest.SerializeToString,
             halfreel_dot_video_dot_v1_dot_video__pb2.GenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlanMemory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/halfreel.video.v1.VideoService/PlanMemory',
+            halfreel_dot_video_dot_v1_dot_video__pb2.PlanMemoryRequest.SerializeToString,
+            halfreel_dot_video_dot_v1_dot_video__pb2.PlanMemoryResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -42,8 +42,15 @@ class VideoServiceStub:
     same bytes on the same device.
 
     Errors: INVALID_ARGUMENT / INVALID_FIELD, IMAGE_INVALID or MALFORMED_MESSAGE; RESOURCE_EXHAUSTED / QUEUE_FULL
-    (with RetryInfo), OUT_OF_MEMORY (metadata needed_bytes, free_bytes) or SLOW_READER; UNAVAILABLE / MODEL_LOADING,
+    (with RetryInfo), PLAN_REFUSED (metadata needed_bytes, free_bytes and what would fit, such as suggested_width_px),
+    OUT_OF_MEMORY (metadata needed_bytes, free_bytes) or SLOW_READER; UNAVAILABLE / MODEL_LOADING,
     DRAINING or ENGINE_DEAD; INTERNAL / NAN_DETECTED; DEADLINE_EXCEEDED; CANCELLED.
+    """
+    PlanMemory: _grpc.UnaryUnaryMultiCallable[_video_pb2.PlanMemoryRequest, _video_pb2.PlanMemoryResponse]
+    """Tells what memory a clip would take and with which levers, without rendering it; what is refused here is refused by
+    Generate. Never waits for a running generation. Idempotent.
+
+    Errors: INVALID_ARGUMENT / INVALID_FIELD; UNAVAILABLE / MODEL_LOADING, DRAINING or ENGINE_DEAD.
     """
     MemoryStatus: _grpc.UnaryUnaryMultiCallable[_video_pb2.MemoryStatusRequest, _video_pb2.MemoryStatusResponse]
     """Tells this server's memory. Never waits for a running generation. Idempotent."""
@@ -67,8 +74,15 @@ class VideoServiceAsyncStub(VideoServiceStub):
     same bytes on the same device.
 
     Errors: INVALID_ARGUMENT / INVALID_FIELD, IMAGE_INVALID or MALFORMED_MESSAGE; RESOURCE_EXHAUSTED / QUEUE_FULL
-    (with RetryInfo), OUT_OF_MEMORY (metadata needed_bytes, free_bytes) or SLOW_READER; UNAVAILABLE / MODEL_LOADING,
+    (with RetryInfo), PLAN_REFUSED (metadata needed_bytes, free_bytes and what would fit, such as suggested_width_px),
+    OUT_OF_MEMORY (metadata needed_bytes, free_bytes) or SLOW_READER; UNAVAILABLE / MODEL_LOADING,
     DRAINING or ENGINE_DEAD; INTERNAL / NAN_DETECTED; DEADLINE_EXCEEDED; CANCELLED.
+    """
+    PlanMemory: _aio.UnaryUnaryMultiCallable[_video_pb2.PlanMemoryRequest, _video_pb2.PlanMemoryResponse]  # type: ignore[assignment]
+    """Tells what memory a clip would take and with which levers, without rendering it; what is refused here is refused by
+    Generate. Never waits for a running generation. Idempotent.
+
+    Errors: INVALID_ARGUMENT / INVALID_FIELD; UNAVAILABLE / MODEL_LOADING, DRAINING or ENGINE_DEAD.
     """
     MemoryStatus: _aio.UnaryUnaryMultiCallable[_video_pb2.MemoryStatusRequest, _video_pb2.MemoryStatusResponse]  # type: ignore[assignment]
     """Tells this server's memory. Never waits for a running generation. Idempotent."""
@@ -95,8 +109,21 @@ class VideoServiceServicer(metaclass=_abc_1.ABCMeta):
         same bytes on the same device.
 
         Errors: INVALID_ARGUMENT / INVALID_FIELD, IMAGE_INVALID or MALFORMED_MESSAGE; RESOURCE_EXHAUSTED / QUEUE_FULL
-        (with RetryInfo), OUT_OF_MEMORY (metadata needed_bytes, free_bytes) or SLOW_READER; UNAVAILABLE / MODEL_LOADING,
+        (with RetryInfo), PLAN_REFUSED (metadata needed_bytes, free_bytes and what would fit, such as suggested_width_px),
+        OUT_OF_MEMORY (metadata needed_bytes, free_bytes) or SLOW_READER; UNAVAILABLE / MODEL_LOADING,
         DRAINING or ENGINE_DEAD; INTERNAL / NAN_DETECTED; DEADLINE_EXCEEDED; CANCELLED.
+        """
+
+    @_abc_1.abstractmethod
+    def PlanMemory(
+        self,
+        request: _video_pb2.PlanMemoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_video_pb2.PlanMemoryResponse, _abc.Awaitable[_video_pb2.PlanMemoryResponse]]:
+        """Tells what memory a clip would take and with which levers, without rendering it; what is refused here is refused by
+        Generate. Never waits for a running generation. Idempotent.
+
+        Errors: INVALID_ARGUMENT / INVALID_FIELD; UNAVAILABLE / MODEL_LOADING, DRAINING or ENGINE_DEAD.
         """
 
     @_abc_1.abstractmethod
