@@ -383,6 +383,7 @@ class Scene(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     LEVERS_FIELD_NUMBER: _builtins.int
     RUNGS_FIELD_NUMBER: _builtins.int
+    VARIANT_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """From 0."""
     state: Global___Scene.State.ValueType
@@ -427,6 +428,12 @@ class Scene(_message.Message):
     def rungs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What was given up to render it within the memory that there was; most often empty."""
 
+    @_builtins.property
+    def variant(self) -> _video_pb2.Variant:
+        """The cheaper form that the scene is rendered in, its plan left out; absent where it is rendered as it was asked for,
+        which is always so without FilmSettings.allow_cheaper.
+        """
+
     def __init__(
         self,
         *,
@@ -444,10 +451,11 @@ class Scene(_message.Message):
         error: Global___FilmError | None = ...,
         levers: _video_pb2.GenerateResponse.Levers | None = ...,
         rungs: _abc.Iterable[_builtins.str] | None = ...,
+        variant: _video_pb2.Variant | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["clip", b"clip", "error", b"error", "levers", b"levers", "requested_duration", b"requested_duration"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["clip", b"clip", "error", b"error", "levers", b"levers", "requested_duration", b"requested_duration", "variant", b"variant"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_count", b"attempt_count", "clip", b"clip", "error", b"error", "index", b"index", "levers", b"levers", "motion", b"motion", "narration", b"narration", "phase_peaks", b"phase_peaks", "picture", b"picture", "requested_duration", b"requested_duration", "rungs", b"rungs", "seed", b"seed", "stages", b"stages", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_count", b"attempt_count", "clip", b"clip", "error", b"error", "index", b"index", "levers", b"levers", "motion", b"motion", "narration", b"narration", "phase_peaks", b"phase_peaks", "picture", b"picture", "requested_duration", b"requested_duration", "rungs", b"rungs", "seed", b"seed", "stages", b"stages", "state", b"state", "variant", b"variant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -470,9 +478,9 @@ class Film(_message.Message):
         STATE_QUEUED: Film._State.ValueType  # 1
         """Accepted, not begun."""
         STATE_WRITING_SCRIPT: Film._State.ValueType  # 2
-        """The language model writes the script."""
+        """The language model writes the script. Scenes that are written may be rendered already."""
         STATE_RENDERING: Film._State.ValueType  # 3
-        """The scenes are rendered."""
+        """The script is there; the scenes are rendered."""
         STATE_JOINING: Film._State.ValueType  # 4
         """The clips are joined."""
         STATE_SUCCEEDED: Film._State.ValueType  # 5
@@ -490,9 +498,9 @@ class Film(_message.Message):
     STATE_QUEUED: Film.State.ValueType  # 1
     """Accepted, not begun."""
     STATE_WRITING_SCRIPT: Film.State.ValueType  # 2
-    """The language model writes the script."""
+    """The language model writes the script. Scenes that are written may be rendered already."""
     STATE_RENDERING: Film.State.ValueType  # 3
-    """The scenes are rendered."""
+    """The script is there; the scenes are rendered."""
     STATE_JOINING: Film.State.ValueType  # 4
     """The clips are joined."""
     STATE_SUCCEEDED: Film.State.ValueType  # 5
@@ -533,14 +541,16 @@ class Film(_message.Message):
     progress_ratio: _builtins.float
     """Of all the work, how much is done. Range [0, 1]; only grows."""
     title: _builtins.str
-    """The film's title; empty until the script is there."""
+    """The film's title; empty until the first scene is written."""
     @_builtins.property
     def settings(self) -> Global___FilmSettings:
         """What was asked for; `seed` is always set."""
 
     @_builtins.property
     def scenes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Scene]:
-        """The scenes, in order; empty until the script is there."""
+        """The scenes, in order, each from when it is written; all are there once STATE_WRITING_SCRIPT is over. A scene that
+        is there keeps its words.
+        """
 
     @_builtins.property
     def video(self) -> Global___Artifact:
