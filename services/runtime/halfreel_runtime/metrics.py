@@ -17,10 +17,8 @@ from prometheus_client.registry import Collector
 
 from halfreel.gpu.v1 import gpu_pb2
 from halfreel_runtime.engine import Engine, EngineState
+from halfreel_runtime.instruments import DURATION_BUCKETS_S, Instruments
 from halfreel_runtime.memory import MemoryMonitor
-
-# Up to an hour: films are long.
-DURATION_BUCKETS_S = (0.001, 0.005, 0.02, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1200, 1800, 3600)
 
 
 class CallMetrics:
@@ -74,9 +72,16 @@ class ServerMetrics:
         service: llm, video or gateway.
         engine: whose queue and state are shown; None where there is none.
         memory: whose figures are shown; None where there is none.
+        instruments: what the work itself counts; None where there is none.
     """
 
-    def __init__(self, service: str, engine: Engine[Any] | None, memory: MemoryMonitor | None) -> None:
+    def __init__(
+        self,
+        service: str,
+        engine: Engine[Any] | None,
+        memory: MemoryMonitor | None,
+        instruments: Instruments | None = None,
+    ) -> None:
         disable_created_metrics()
         self._service = service
         self.registry = CollectorRegistry(auto_describe=False)
@@ -86,6 +91,8 @@ class ServerMetrics:
             self.registry.register(_EngineCollector(service, engine))
         if memory is not None:
             self.registry.register(_MemoryCollector(service, memory))
+        if instruments is not None:
+            self.registry.register(instruments.registry)
 
     def show_certificate(self, expires: Callable[[], datetime]) -> None:
         """Shows when the server's certificate ends, so that somebody can be told before."""
