@@ -52,13 +52,16 @@ def make_server(settings: LlmSettings) -> Server:
     from halfreel_runtime.device import find_device
     from halfreel_runtime.engine import Engine
     from halfreel_runtime.memory import MemoryMonitor
+    from halfreel_runtime.memory_limit import MemoryLimit
     from halfreel_runtime.memory_service import WATCH_METHODS, MemoryService
     from halfreel_runtime.metrics import ServerMetrics
 
     # A core is left to the event loop, so that health and memory are answered while the model computes.
     torch.set_num_threads(settings.thread_count or max(1, (os.cpu_count() or 1) - 1))
     device = find_device(settings.device)
-    memory = MemoryMonitor(device, budget_bytes=settings.memory_budget_bytes)
+    limit = MemoryLimit.of(settings, device)
+    limit.enforce()
+    memory = MemoryMonitor(device, budget_bytes=limit.budget_bytes)
     engine = Engine[Event](name="llm", max_waiting_count=settings.max_waiting_request_count, stall_s=settings.stall_s)
     service = LlmService(engine, memory)
     server = Server(settings, service=SERVICE, metrics=ServerMetrics(SERVICE, engine, memory))

@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
+from halfreel_runtime.budget import BudgetText, BytesText
+
 
 def _split(value: object) -> object:
     """A list given as text, as in an environment variable: parts between commas."""
@@ -86,6 +88,14 @@ class ModelServerSettings(ServerSettings):
     stall_s: float = Field(
         60.0, gt=0, le=86400, description="A running request without progress for so long is hung; the server restarts."
     )
-    memory_budget_bytes: int = Field(
-        0, ge=0, description="Memory this server is meant to stay within: told and exported, not enforced; 0: none."
+    memory_budget: BudgetText = Field(
+        "none", description="Most memory of the device that this server takes: 12GiB, 80% or none."
+    )
+    min_free_memory: BytesText = Field(
+        "0", description="Memory of the device that must stay free for others; requests that need it are refused."
+    )
+    memory_profile: Literal["auto", "saver", "balanced", "quality"] = Field(
+        "auto",
+        description="Memory against time where a request does not say: auto is the fastest way that fits, saver the "
+        "least memory, balanced all on the device, quality more precise arithmetic where there is room.",
     )

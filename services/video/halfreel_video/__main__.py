@@ -36,6 +36,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     from halfreel_runtime.device import find_device
     from halfreel_runtime.engine import Engine
     from halfreel_runtime.memory import MemoryMonitor
+    from halfreel_runtime.memory_limit import MemoryLimit
     from halfreel_runtime.memory_service import WATCH_METHODS, MemoryService
     from halfreel_runtime.metrics import ServerMetrics
     from halfreel_runtime.server import Server
@@ -48,7 +49,9 @@ def main(argv: list[str] | None = None) -> NoReturn:
     torch.backends.cudnn.deterministic = True  # the same seed gives the same bytes
     with clear_errors():
         device = find_device(settings.device)
-    memory = MemoryMonitor(device, budget_bytes=settings.memory_budget_bytes)
+        limit = MemoryLimit.of(settings, device)
+    limit.enforce()
+    memory = MemoryMonitor(device, budget_bytes=limit.budget_bytes)
     engine: Engine[Event] = Engine(
         name="video", max_waiting_count=settings.max_waiting_request_count, stall_s=settings.stall_s
     )
