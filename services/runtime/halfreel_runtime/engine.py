@@ -65,7 +65,7 @@ class Engine(Generic[E]):
         self._max_event_count = max_event_count
         self._condition = threading.Condition()
         self._waiting: deque[Job[E]] = deque()
-        self._running: Job[E] | None = None
+        self._running: list[Job[E]] = []
         self._state = EngineState.LOADING
         self._closed = False
         # Whether loading failed by what the engine was told: loading once more would fail as well.
@@ -91,8 +91,8 @@ class Engine(Generic[E]):
 
     @property
     def running_count(self) -> int:
-        """Jobs that run: 0 or 1."""
-        return 0 if self._running is None else 1
+        """Jobs that run: 0 or 1, or more in an engine that batches."""
+        return len(self._running)
 
     @property
     def oldest_wait_s(self) -> float:
@@ -152,7 +152,7 @@ class Engine(Generic[E]):
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(idle.wait(), grace_s)
         with self._condition:
-            left = [*self._waiting, *([self._running] if self._running else [])]
+            left = [*self._waiting, *self._running]
             self._waiting.clear()
         for job in left:
             job.events.end(Draining("The server stopped before this request was done."))
@@ -169,8 +169,8 @@ class Engine(Generic[E]):
             for job in self._waiting:
                 job.events.end(Draining("The server stopped."))
             self._waiting.clear()
-            if self._running is not None:
-                self._running.token.cancel()
+            for job in self._running:
+                job.token.cancel()
             self._changed()
         self._watchdog.close()
         if self._thread is None:
@@ -201,6 +201,12 @@ class Engine(Generic[E]):
             HalfreelError: what the job raised.
         """
         job = Job(steps, CancelToken(deadline_var.get()), EventBuffer[E](self._max_event_count, merge))
+        async with contextlib.aclosing(self._events_of(job)) as events:
+            async for event in events:
+                yield event
+
+    async def _events_of(self, job: Job[E]) -> AsyncGenerator[Queued | E, None]:
+        """Has the job run in its turn, and yields its events; see `run`."""
         position = self._submit(job)
         try:
             yield Queued(position)
@@ -217,7 +223,7 @@ class Engine(Generic[E]):
         with self._condition:
             self.require_serving()
             position = len(self._waiting)
-            if position >= self._max_waiting_count and (self._running is not None or position > 0):
+            if position >= self._max_waiting_count and (self._running or position > 0):
                 raise QueueFull(
                     f"{position} requests wait already; at most {self._max_waiting_count} may.",
                     metadata={
@@ -265,8 +271,13 @@ class Engine(Generic[E]):
                     return False
                 self._condition.wait()
             job = self._waiting.popleft()
-            self._running = job
+            self._running.append(job)
             self._started_at = time.monotonic()
+        self._run_alone(job)
+        return True
+
+    def _run_alone(self, job: Job[E]) -> None:
+        """Runs a job that was taken from the queue, from its first event to its end."""
         self._watchdog.begin(job.token)
         error: BaseException | None = None
         try:
@@ -278,7 +289,7 @@ class Engine(Generic[E]):
                 _logger.error("job_failed", extra={"reason": str(error)}, exc_info=raised)
         self._watchdog.end()
         with self._condition:
-            self._running = None
+            self._running.remove(job)
             if error is None and not job.token.cancelled:
                 seconds = time.monotonic() - self._started_at
                 self._mean_job_s += (_MEAN_WEIGHT if self._mean_job_s else 1.0) * (seconds - self._mean_job_s)
@@ -288,7 +299,6 @@ class Engine(Generic[E]):
             self._die()
         else:
             job.events.end(error)
-        return True
 
     def _drive(self, job: Job[E]) -> None:
         """Runs a job to its end, or until nobody waits for it."""
@@ -312,7 +322,7 @@ class Engine(Generic[E]):
         with self._condition:
             if self._state is EngineState.DEAD:
                 return
-            jobs = [*self._waiting, *([self._running] if self._running else [])]
+            jobs = [*self._waiting, *self._running]
             self._waiting.clear()
             self._set_state(EngineState.DEAD)
         for job in jobs:
@@ -329,6 +339,6 @@ class Engine(Generic[E]):
     def _changed(self) -> None:
         """Tells whoever waits for a job, or for the end of all; call with the condition held."""
         self._condition.notify_all()
-        if not self._waiting and self._running is None:
+        if not self._waiting and not self._running:
             while self._on_idle:
                 self._on_idle.pop()()
