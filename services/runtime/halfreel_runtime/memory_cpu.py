@@ -12,6 +12,7 @@ import threading
 import psutil
 
 from halfreel.gpu.v1 import gpu_pb2
+from halfreel_runtime.host_memory import host_memory
 from halfreel_runtime.memory_source import Bytes
 
 # Between two samples: short enough for a decoded chunk, long enough to cost under 1 % of a core.
@@ -23,7 +24,6 @@ class CpuMemorySource:
 
     def __init__(self) -> None:
         self._process = psutil.Process()
-        self._total = psutil.virtual_memory().total
         self._lock = threading.Lock()
         self._peak = self._resident()
         self._busy = threading.Event()
@@ -62,10 +62,10 @@ class CpuMemorySource:
 
     def fill(self, device: gpu_pb2.DeviceMemory) -> None:
         """The host's memory as the device's."""
-        available = psutil.virtual_memory().available
-        device.device_total_bytes = self._total
-        device.device_used_bytes = self._total - available
-        device.device_free_bytes = available
+        host = host_memory()
+        device.device_total_bytes = host.total_bytes
+        device.device_used_bytes = host.total_bytes - host.available_bytes
+        device.device_free_bytes = host.available_bytes
 
     def release_cached(self) -> None:
         """Gives free heap pages back to the system, where the C library can."""
