@@ -25,6 +25,7 @@ class CancelToken:
     def __init__(self, deadline: float | None = None) -> None:
         self._event = threading.Event()
         self._deadline = deadline
+        self._asked_at = 0.0
         self._started_at = self._last_beat = time.monotonic()
         self._beat_count = 0
 
@@ -37,6 +38,15 @@ class CancelToken:
     def expired(self) -> bool:
         """Whether the client's deadline passed."""
         return self._deadline is not None and time.monotonic() >= self._deadline
+
+    @property
+    def cancelled_s(self) -> float:
+        """For how long the token has been cancelled; 0 while it is not."""
+        now = time.monotonic()
+        since = [self._asked_at] if self._event.is_set() else []
+        if self._deadline is not None and now >= self._deadline:
+            since.append(self._deadline)
+        return now - min(since) if since else 0.0
 
     @property
     def last_beat(self) -> float:
@@ -54,7 +64,9 @@ class CancelToken:
 
     def cancel(self) -> None:
         """Asks the job to stop; safe from any thread, any number of times."""
-        self._event.set()
+        if not self._event.is_set():
+            self._asked_at = time.monotonic()
+            self._event.set()
 
     def beat(self) -> None:
         """Tells the watchdog that there was progress, where a job has nothing to yield."""

@@ -15,7 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from halfreel_runtime.cancel import CancelToken, deadline_var
 from halfreel_runtime.errors import (
@@ -46,6 +46,16 @@ _MIN_RETRY_S, _MAX_RETRY_S = 0.5, 300.0
 _LOADING_RETRY_S = 2.0
 
 
+class Observer(Protocol):
+    """Hears how long things took; its methods must be quick, and never raise."""
+
+    def queued(self, seconds: float) -> None:
+        """A job's turn came after this time."""
+
+    def cancelled(self, seconds: float) -> None:
+        """A job ended this long after nobody waited for it any more."""
+
+
 class Engine(Generic[E]):
     """Runs jobs one at a time in a thread of its own; E is the type of their events.
 
@@ -55,14 +65,22 @@ class Engine(Generic[E]):
         max_event_count: events kept unread per job before its reader counts as too slow. The bound counts events,
             not bytes: a job should hand over large results as one event, and the caller cut them up.
         stall_s: a running job without progress for so long, and for many of its usual steps, is hung.
+        observer: told of waiting and of cancels; None for nobody.
     """
 
     def __init__(
-        self, *, name: str, max_waiting_count: int, max_event_count: int = 1024, stall_s: float = 60.0
+        self,
+        *,
+        name: str,
+        max_waiting_count: int,
+        max_event_count: int = 1024,
+        stall_s: float = 60.0,
+        observer: Observer | None = None,
     ) -> None:
         self._name = name
         self._max_waiting_count = max_waiting_count
         self._max_event_count = max_event_count
+        self._observer = observer
         self._condition = threading.Condition()
         self._waiting: deque[Job[E]] = deque()
         self._running: list[Job[E]] = []
@@ -99,6 +117,12 @@ class Engine(Generic[E]):
         """For how long the oldest waiting job waits; 0 when none does."""
         with self._condition:
             return time.monotonic() - self._waiting[0].queued_at if self._waiting else 0.0
+
+    @property
+    def silent_s(self) -> float:
+        """For how long no running job has shown progress; 0 when none runs."""
+        beats = [job.token.last_beat for job in list(self._running)]
+        return max(0.0, time.monotonic() - max(beats)) if beats else 0.0
 
     @property
     def mean_job_s(self) -> float:
@@ -278,6 +302,7 @@ class Engine(Generic[E]):
 
     def _run_alone(self, job: Job[E]) -> None:
         """Runs a job that was taken from the queue, from its first event to its end."""
+        self._tell_begun(job)
         self._watchdog.begin(job.token)
         error: BaseException | None = None
         try:
@@ -288,6 +313,7 @@ class Engine(Generic[E]):
             if error is not raised:
                 _logger.error("job_failed", extra={"reason": str(error)}, exc_info=raised)
         self._watchdog.end()
+        self._tell_ended(job)
         with self._condition:
             self._running.remove(job)
             if error is None and not job.token.cancelled:
@@ -311,6 +337,16 @@ class Engine(Generic[E]):
         finally:
             if isinstance(iterator, Generator):  # frees its tensors now, not when it is collected
                 iterator.close()
+
+    def _tell_begun(self, job: Job[E]) -> None:
+        """Call when a job's turn has come."""
+        if self._observer is not None:
+            job.context.run(self._observer.queued, time.monotonic() - job.queued_at)
+
+    def _tell_ended(self, job: Job[E]) -> None:
+        """Call when the work on a job is over, before its last event is told."""
+        if self._observer is not None and job.token.cancelled:
+            job.context.run(self._observer.cancelled, job.token.cancelled_s)
 
     # Ends.
 
