@@ -63,7 +63,7 @@ class Access(grpc.aio.ServerInterceptor):
         async def refuse(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
             request_id = request_id_of(context)
             request_id_var.set(request_id)
-            self._metrics.refused(method, error.code)
+            self._metrics.refused(method, error.code, error.reason)
             _logger.info("call_refused", extra={"reason": error.reason, "peer": context.peer()})
             await abort(context, error, request_id)
             yield b""  # never reached: it makes this a stream, as gRPC wants one

@@ -32,6 +32,7 @@ from halfreel_runtime.errors import (
 )
 from halfreel_runtime.logs import request_id_var
 from halfreel_runtime.metrics import CallMetrics
+from halfreel_runtime.tracing import TRACEPARENT_KEY, joined, note, span
 
 _logger = logging.getLogger(__name__)
 # Each holds a request of up to max_receive_bytes; a server that took any number would run out of memory.
@@ -123,6 +124,20 @@ class Boundary(grpc.aio.ServerInterceptor):
         request_id = request_id_of(context)
         request_id_var.set(request_id)
         context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
+        traceparent = dict(context.invocation_metadata() or ()).get(TRACEPARENT_KEY)
+        with (
+            joined(traceparent),
+            span(
+                method.lstrip("/"),
+                {"rpc.system.name": "grpc", "rpc.method": method.lstrip("/"), "halfreel.request_id": request_id},
+                is_call=True,
+            ),
+        ):
+            async with self._measured_call(method, context, request_id):
+                yield
+
+    @contextlib.asynccontextmanager
+    async def _measured_call(self, method: str, context: Context, request_id: str) -> AsyncGenerator[None, None]:
         left_s = context.time_remaining()
         deadline = None if left_s is None else time.monotonic() + left_s
         deadline_var.set(deadline)
@@ -134,6 +149,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         self._metrics.began(method)
         began = time.monotonic()
         code = grpc.StatusCode.OK
+        reason = ""
         try:
             if len(self._calls) > MAX_CALL_COUNT:
                 raise QueueFull(f"{MAX_CALL_COUNT} calls run already; no more may.", retry_after_s=1.0)
@@ -142,17 +158,22 @@ class Boundary(grpc.aio.ServerInterceptor):
             if task not in self._ended:
                 late = deadline is not None and time.monotonic() >= deadline
                 code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
+                reason = code.name
                 raise
             task.uncancel()
-            code = grpc.StatusCode.UNAVAILABLE
+            code, reason = grpc.StatusCode.UNAVAILABLE, Draining.default_reason
             await abort(context, Draining("The server is about to stop; call again."), request_id)
         except Exception as error:
-            code = as_halfreel_error(error, request_id).code
+            ours = as_halfreel_error(error, request_id)
+            code, reason = ours.code, ours.reason
             if code is grpc.StatusCode.INTERNAL:
                 _logger.exception("call_failed", extra={"method": method})
             await abort(context, error, request_id)
         finally:
-            self._metrics.ended(method, code, time.monotonic() - began)
+            self._metrics.ended(method, code, reason, time.monotonic() - began)
+            note("rpc.response.status_code", code.name)
+            if reason:
+                note("halfreel.reason", reason)
             _logger.info("call", extra={"method": method, "code": code.name, "seconds": _since(began)})
 
     def _end(self, tasks: list[asyncio.Task[Any]]) -> None:

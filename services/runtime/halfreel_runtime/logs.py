@@ -1,4 +1,4 @@
-"""Logs as JSON lines on stderr, each with the id of the request it belongs to.
+"""Logs as JSON lines on stderr, each with the ids of the request and of the trace it belongs to.
 
 It does not know what is logged; servers log an event's name and put figures into `extra`.
 """
@@ -11,13 +11,15 @@ import logging
 import sys
 from datetime import UTC, datetime
 
+from halfreel_runtime.tracing import trace_var
+
 request_id_var: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="")
 
 _STANDARD_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, service, logger, event, request_id, then the record's extras."""
+    """One JSON object a line: time, level, service, logger, event, request_id, trace_id, then the record's extras."""
 
     def __init__(self, service: str) -> None:
         super().__init__()
@@ -34,6 +36,8 @@ class JsonFormatter(logging.Formatter):
         }
         if request_id := request_id_var.get():
             line["request_id"] = request_id
+        if (trace := trace_var.get()) is not None:
+            line["trace_id"] = trace.trace_id
         line |= {key: value for key, value in vars(record).items() if key not in _STANDARD_ATTRIBUTES}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)

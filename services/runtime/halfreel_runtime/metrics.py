@@ -19,6 +19,7 @@ from halfreel.gpu.v1 import gpu_pb2
 from halfreel_runtime.engine import Engine, EngineState
 from halfreel_runtime.instruments import DURATION_BUCKETS_S, Instruments
 from halfreel_runtime.memory import MemoryMonitor
+from halfreel_runtime.tracing import exemplar
 
 
 class CallMetrics:
@@ -38,6 +39,12 @@ class CallMetrics:
             buckets=DURATION_BUCKETS_S,
             registry=registry,
         )
+        self._failed = Counter(
+            "halfreel_requests_failed",
+            "Calls that ended otherwise than well, by the reason that the client was told.",
+            (*names, "reason"),
+            registry=registry,
+        )
         self._open = Gauge("halfreel_calls_open", "Calls that run now.", names, registry=registry)
 
     def add_method(self, method: str) -> None:
@@ -48,21 +55,24 @@ class CallMetrics:
         self._seconds.labels(self._service, name)
         self._open.labels(self._service, name)
 
-    def refused(self, method: str, code: grpc.StatusCode) -> None:
+    def refused(self, method: str, code: grpc.StatusCode, reason: str) -> None:
         """A call was not let in; one to a method that is not ours leaves no trace, or clients could name labels."""
         if method in self._methods:
             self._total.labels(self._service, _method_name(method), code.name).inc()
+            self._failed.labels(self._service, _method_name(method), reason).inc()
 
     def began(self, method: str) -> None:
         """A call began."""
         self._open.labels(self._service, _method_name(method)).inc()
 
-    def ended(self, method: str, code: grpc.StatusCode, seconds: float) -> None:
-        """A call ended."""
+    def ended(self, method: str, code: grpc.StatusCode, reason: str, seconds: float) -> None:
+        """A call ended; `reason` is empty for one that succeeded."""
         name = _method_name(method)
         self._open.labels(self._service, name).dec()
-        self._total.labels(self._service, name, code.name).inc()
-        self._seconds.labels(self._service, name).observe(seconds)
+        self._total.labels(self._service, name, code.name).inc(1, exemplar())
+        self._seconds.labels(self._service, name).observe(seconds, exemplar())
+        if reason:
+            self._failed.labels(self._service, name, reason).inc(1, exemplar())
 
 
 class ServerMetrics:

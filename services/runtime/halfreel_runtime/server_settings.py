@@ -58,6 +58,11 @@ class ServerSettings(BaseSettings):
         False, description="Allows a host other than loopback although TLS or tokens are missing."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+    trace_endpoint: str = Field(
+        "",
+        pattern=r"^(https?://[^\s/@]+:\d{1,5})?$",
+        description="Collector that traces are sent to, by OTLP over gRPC, such as http://127.0.0.1:4317; empty: none.",
+    )
     max_receive_bytes: int = Field(
         20 * 2**20, ge=2**16, le=2**28, description="Largest request that is taken (an image travels in one)."
     )

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
     from halfreel_runtime.trace_sender import SpanSender
 
 TRACEPARENT_KEY = "traceparent"
@@ -47,6 +49,8 @@ class TraceContext:
 
 # What the present call or job belongs to; None for no trace.
 trace_var: ContextVar[TraceContext | None] = ContextVar("trace", default=None)
+# The running span of the present context, to note more about; None while nothing is sent.
+_span_var: ContextVar[Span | None] = ContextVar("span", default=None)
 # The one sender of this process; None while no endpoint is set.
 _sender: SpanSender | None = None
 
@@ -110,9 +114,10 @@ def span(name: str, attributes: Mapping[str, Attribute] | None = None, *, is_cal
     if sender is None:
         yield
         return
-    parent = trace_var.get()
+    parent, outer = trace_var.get(), _span_var.get()
     made, context = sender.begin(name, parent, is_call, attributes or {})
     trace_var.set(context)
+    _span_var.set(made)
     try:
         yield
     except BaseException as error:
@@ -121,7 +126,14 @@ def span(name: str, attributes: Mapping[str, Attribute] | None = None, *, is_cal
     finally:
         # Not by a token: a generator may be closed in another context than the one it began in.
         trace_var.set(parent)
+        _span_var.set(outer)
         made.end()
+
+
+def note(name: str, value: Attribute) -> None:
+    """Adds an attribute to the span that the present work is part of, if there is one."""
+    if (running := _span_var.get()) is not None:
+        running.set_attribute(name, value)
 
 
 def record_span(name: str, began_s: float, ended_s: float, attributes: Mapping[str, Attribute] | None = None) -> None:
