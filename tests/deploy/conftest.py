@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from dockerfile import ROOT, execute, read_stages
 
-# The programs of requirements-deploy.txt are those beside this Python, whatever the PATH.
-os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+# The programs of requirements-deploy.txt are those beside this Python, and kubectl is that of tests/deploy/kubectl where
+# it is installed, whatever the PATH.
+_FOLDERS = (Path(sys.executable).parent, ROOT / "tests" / "deploy" / "kubectl" / "node_modules" / "kubectl")
+os.environ["PATH"] = os.pathsep.join([*map(str, _FOLDERS), os.environ["PATH"]])
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -23,6 +25,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("cuda_images") is not None and not item.config.getoption("--cuda-images"):
         pytest.skip("gigabytes of CUDA packages: --cuda-images asks for them")
     if item.get_closest_marker("namespaces") is not None and os.geteuid() != 0:
+        if "namespaces" in item.config.getoption("--forbid-skips").split(","):
+            pytest.fail("may not be skipped here: needs root, to make namespaces", pytrace=False)
         pytest.skip("needs root, to make namespaces")
 
 
