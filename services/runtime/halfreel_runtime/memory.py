@@ -199,6 +199,11 @@ class MemoryMonitor:
         """The most this server may use; 0 for no budget."""
         return self._budget_bytes
 
+    @property
+    def limits(self) -> MemoryLimits:
+        """When memory counts as short."""
+        return self._limits
+
     def live(self) -> Bytes:
         """The process's bytes at this moment."""
         return self._source.live()

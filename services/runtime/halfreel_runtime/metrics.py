@@ -12,14 +12,14 @@ from typing import Any
 
 import grpc
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
-from prometheus_client.metrics_core import GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from halfreel.gpu.v1 import gpu_pb2
 from halfreel_runtime.engine import Engine, EngineState
 from halfreel_runtime.instruments import DURATION_BUCKETS_S, Instruments
 from halfreel_runtime.memory import MemoryMonitor
-from halfreel_runtime.tracing import exemplar
+from halfreel_runtime.metrics_memory import MemoryCollector, gauge
+from halfreel_runtime.tracing import exemplar, span_counts
 
 
 class CallMetrics:
@@ -97,10 +97,11 @@ class ServerMetrics:
         self.registry = CollectorRegistry(auto_describe=False)
         self.calls = CallMetrics(service, self.registry)
         self.registry.register(_Build(service))
+        self.registry.register(_TraceCollector(service))
         if engine is not None:
             self.registry.register(_EngineCollector(service, engine))
         if memory is not None:
-            self.registry.register(_MemoryCollector(service, memory))
+            self.registry.register(MemoryCollector(service, memory))
         if instruments is not None:
             self.registry.register(instruments.registry)
 
@@ -123,6 +124,21 @@ class _Build(Collector):
         yield InfoMetricFamily("halfreel_build", "The version that runs.", value=self._value)
 
 
+class _TraceCollector(Collector):
+    def __init__(self, service: str) -> None:
+        self._service = service
+
+    def collect(self) -> Iterator[Metric]:
+        family = CounterMetricFamily(
+            "halfreel_trace_spans",
+            "Spans that the collector of traces took, or did not.",
+            labels=("service", "outcome"),
+        )
+        for outcome, count in span_counts().items():
+            family.add_metric((self._service, outcome), count)
+        yield family
+
+
 class _EngineCollector(Collector):
     def __init__(self, service: str, engine: Engine[Any]) -> None:
         self._service = service
@@ -134,72 +150,19 @@ class _EngineCollector(Collector):
             ("halfreel_requests_running", "Requests the engine works on.", engine.running_count),
             ("halfreel_requests_waiting", "Requests that wait for the engine.", engine.waiting_count),
             ("halfreel_queue_oldest_age_seconds", "How long the oldest waiting request waits.", engine.oldest_wait_s),
+            (
+                "halfreel_progress_age_seconds",
+                "For how long no running request has shown progress; 0 when none runs.",
+                engine.silent_s,
+            ),
         ):
-            yield _gauge(name, text, {"service": self._service}, value)
+            yield gauge(name, text, {"service": self._service}, value)
         states = GaugeMetricFamily(
-            "halfreel_model_state", "1 for the state the engine is in.", labels=("service", "state")
+            "halfreel_engine_state", "1 for the state the engine is in.", labels=("service", "state")
         )
         for state in EngineState:
             states.add_metric((self._service, state.value), float(engine.state is state))
         yield states
-
-
-class _MemoryCollector(Collector):
-    def __init__(self, service: str, memory: MemoryMonitor) -> None:
-        self._service = service
-        self._memory = memory
-
-    def collect(self) -> Iterator[Metric]:
-        report = self._memory.report()
-        for device in report.devices:
-            yield from self._device(device)
-        labels = {"service": self._service}
-        host = report.host
-        yield _gauge("halfreel_host_memory_total_bytes", "The host's memory.", labels, host.total_bytes)
-        yield _gauge(
-            "halfreel_host_memory_available_bytes",
-            "Host memory that is free.",
-            labels,
-            host.available_bytes,
-        )
-        yield _gauge(
-            "halfreel_process_resident_bytes", "Resident bytes of this process.", labels, host.process_resident_bytes
-        )
-
-    def _device(self, device: gpu_pb2.DeviceMemory) -> Iterator[Metric]:
-        labels = {"service": self._service, "gpu_uuid": device.gpu_uuid}
-        named = {**labels, "gpu_name": device.device_name}
-        for name, text, value in (
-            ("halfreel_gpu_memory_total_bytes", "Memory of the device.", device.device_total_bytes),
-            ("halfreel_gpu_memory_used_bytes", "Device memory in use by all processes.", device.device_used_bytes),
-            ("halfreel_gpu_memory_free_bytes", "Free device memory.", device.device_free_bytes),
-        ):
-            yield _gauge(name, text, named, value)
-        for name, text, value in (
-            ("halfreel_torch_memory_allocated_bytes", "Bytes in live tensors.", device.allocated_bytes),
-            ("halfreel_torch_memory_reserved_bytes", "Bytes held by the allocator.", device.reserved_bytes),
-            ("halfreel_memory_context_bytes", "Bytes the driver keeps for the process.", device.context_bytes),
-            ("halfreel_memory_budget_bytes", "The most the server may use; 0 for no budget.", device.budget_bytes),
-        ):
-            yield _gauge(name, text, labels, value)
-        windows = {"process": device.process_peak, "request": device.request_peak}
-        for kind in ("allocated", "reserved"):
-            peaks = GaugeMetricFamily(
-                f"halfreel_torch_memory_{kind}_peak_bytes",
-                "Largest bytes of the process, and of the running or last request.",
-                labels=(*labels, "window"),
-            )
-            for window, peak in windows.items():
-                peaks.add_metric((*labels.values(), window), getattr(peak, f"{kind}_bytes"))
-            yield peaks
-        phases = GaugeMetricFamily(
-            "halfreel_phase_memory_peak_bytes",
-            "Largest reserved bytes of each phase, as the last job that had it left it.",
-            labels=(*labels, "phase"),
-        )
-        for each in device.phase_peaks:
-            phases.add_metric((*labels.values(), each.phase), each.peak.reserved_bytes)
-        yield phases
 
 
 def _version() -> str:
@@ -207,12 +170,6 @@ def _version() -> str:
         return importlib.metadata.version("halfreel-runtime")
     except importlib.metadata.PackageNotFoundError:  # run from a checkout that nobody installed
         return "source"
-
-
-def _gauge(name: str, text: str, labels: dict[str, str], value: float) -> Metric:
-    family = GaugeMetricFamily(name, text, labels=tuple(labels))
-    family.add_metric(tuple(labels.values()), value)
-    return family
 
 
 def _method_name(method: str) -> str:

@@ -44,6 +44,7 @@ def value(samples: Samples, metric: str, **labels: str) -> float:
 NAMES = {
     "halfreel_build_info",
     "halfreel_calls_open",
+    "halfreel_engine_state",
     "halfreel_gpu_memory_free_bytes",
     "halfreel_gpu_memory_total_bytes",
     "halfreel_gpu_memory_used_bytes",
@@ -51,8 +52,15 @@ NAMES = {
     "halfreel_host_memory_total_bytes",
     "halfreel_memory_budget_bytes",
     "halfreel_memory_context_bytes",
+    "halfreel_memory_headroom_bytes",
+    "halfreel_memory_min_free_bytes",
+    "halfreel_memory_other_processes_bytes",
+    "halfreel_memory_short",
+    "halfreel_memory_warn_ratio",
     "halfreel_model_state",
     "halfreel_process_resident_bytes",
+    "halfreel_process_resident_peak_bytes",
+    "halfreel_progress_age_seconds",
     "halfreel_queue_oldest_age_seconds",
     "halfreel_request_duration_seconds_bucket",
     "halfreel_request_duration_seconds_count",
@@ -64,6 +72,7 @@ NAMES = {
     "halfreel_torch_memory_allocated_peak_bytes",
     "halfreel_torch_memory_reserved_bytes",
     "halfreel_torch_memory_reserved_peak_bytes",
+    "halfreel_trace_spans_total",
 }
 
 
@@ -72,8 +81,10 @@ async def test_everything_is_there_before_the_first_request(running: Any) -> Non
     assert {name for name, _ in samples} == NAMES
     assert value(samples, "halfreel_requests_total", method="LlmService/Generate", code="OK") == 0
     assert value(samples, "halfreel_request_duration_seconds_count", method="MemoryService/WatchMemory") == 0
-    assert value(samples, "halfreel_model_state", state="serving") == 1
-    assert value(samples, "halfreel_model_state", state="loading") == 0
+    assert value(samples, "halfreel_engine_state", state="serving") == 1
+    assert value(samples, "halfreel_engine_state", state="loading") == 0
+    assert value(samples, "halfreel_model_state", state="loading") == 1  # nobody loaded one
+    assert value(samples, "halfreel_model_state", state="asleep") == 0
     assert value(samples, "halfreel_torch_memory_reserved_bytes", gpu_uuid="cpu") > 0
 
 
@@ -86,6 +97,8 @@ async def test_calls_and_phases_are_counted_and_ids_are_not_labels(running: Any)
     samples = await scrape(running.server)
     assert value(samples, "halfreel_requests_total", method="LlmService/Generate", code="OK") == 3
     assert value(samples, "halfreel_requests_total", method="LlmService/Generate", code="INVALID_ARGUMENT") == 1
+    failed = {"method": "LlmService/Generate", "reason": "INVALID_FIELD"}
+    assert value(samples, "halfreel_requests_failed_total", **failed) == 1
     assert value(samples, "halfreel_request_duration_seconds_count", method="LlmService/Generate") == 4
     assert value(samples, "halfreel_phase_memory_peak_bytes", gpu_uuid="cpu", phase="decode") > 0
     assert value(samples, "halfreel_calls_open", method="LlmService/Generate") == 0
@@ -109,6 +122,7 @@ async def test_the_queue_is_shown_while_it_stands_and_a_scrape_does_not_wait(run
     assert value(samples, "halfreel_requests_running") == 1
     assert value(samples, "halfreel_requests_waiting") == 2
     assert 0.05 < value(samples, "halfreel_queue_oldest_age_seconds") < 2
+    assert 0 < value(samples, "halfreel_progress_age_seconds") < 2
     assert value(samples, "halfreel_calls_open", method="LlmService/Generate") == 3
     for call in calls:
         call.cancel()
