@@ -23,7 +23,7 @@ from halfreel_gateway.hub import Hub
 from halfreel_gateway.jobs import DbosEnvironmentError, Jobs
 from halfreel_gateway.joiner import FilmJoiner
 from halfreel_gateway.memory import ServersMemory
-from halfreel_gateway.metrics import FilmsCollector, SceneMetrics
+from halfreel_gateway.metrics import DiskCollector, FilmMetrics, FilmsCollector, SceneMetrics
 from halfreel_gateway.model_access import model_access
 from halfreel_gateway.models import Models
 from halfreel_gateway.production import Production
@@ -64,6 +64,11 @@ def _run(settings: GatewaySettings) -> int:
     data_dir.mkdir(parents=True, exist_ok=True, mode=0o750)
     lock = _take(data_dir / f".{settings.executor_id}.lock")
 
+    metrics = ServerMetrics(SERVICE, None, None)
+    film_metrics = FilmMetrics(metrics.registry)
+    scene_metrics = SceneMetrics(metrics.registry)
+    metrics.registry.register(DiskCollector(data_dir, settings.min_free_disk_bytes))
+
     hub = Hub()
     running = RunningSteps(settings.stall_s)
 
@@ -72,6 +77,7 @@ def _run(settings: GatewaySettings) -> int:
             if event.HasField("state_changed"):
                 state = pb.Film.State.Name(event.state_changed.state).removeprefix("STATE_").lower()
                 _logger.info("film", extra={"film_id": film_id, "state": state})
+        film_metrics.take(film_id, events)
         hub.publish(film_id, events)
         running.film_changed(film_id, ended=any(films.ends_film(event) for event in events))
 
@@ -82,9 +88,7 @@ def _run(settings: GatewaySettings) -> int:
     artifacts = Artifacts(data_dir, settings.executor_id)
     artifacts.sweep(store.uses_clip, store.uses_film)
 
-    metrics = ServerMetrics(SERVICE, None, None)
-    metrics.registry.register(FilmsCollector(store.counts))
-    scene_metrics = SceneMetrics(metrics.registry)
+    metrics.registry.register(FilmsCollector(store.counts, store.scene_counts))
 
     access = model_access(settings)
     llm = balanced_channel(settings.llm_addresses, LLM_SERVICE, access)

@@ -177,6 +177,19 @@ class FilmStore:
         with self._database.reading() as connection:
             return {row[0]: row[1] for row in connection.execute(query)}
 
+    def scene_counts(self) -> dict[str, int]:
+        """How many scenes of the films in the making wait, are at work ("rendering") and are done ("rendered")."""
+        begun, done = db.scenes.c.start_time_us > 0, db.scenes.c.end_time_us > 0
+        state = sa.case((done, "rendered"), (begun, "rendering"), else_="waiting").label("state")
+        query = (
+            sa.select(state, sa.func.count())
+            .select_from(db.scenes.join(db.films, db.films.c.film_id == db.scenes.c.film_id))
+            .where(_active())
+            .group_by(state)
+        )
+        with self._database.reading() as connection:
+            return {row[0]: row[1] for row in connection.execute(query)}
+
     @contextmanager
     def change(self, film_id: str) -> Iterator[FilmChange]:
         """A transaction on one film that has not ended; what the block leaves is stored, nothing if it raises.
