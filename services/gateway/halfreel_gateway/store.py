@@ -180,7 +180,7 @@ class FilmStore:
     def scene_counts(self) -> dict[str, int]:
         """How many scenes of the films in the making wait, are at work ("rendering") and are done ("rendered")."""
         begun, done = db.scenes.c.start_time_us > 0, db.scenes.c.end_time_us > 0
-        state = sa.case((done, "rendered"), (begun, "rendering"), else_="waiting").label("state")
+        state = sa.case((done, "rendered"), (begun, "rendering"), else_="waiting").label("scene_state")
         query = (
             sa.select(state, sa.func.count())
             .select_from(db.scenes.join(db.films, db.films.c.film_id == db.scenes.c.film_id))
