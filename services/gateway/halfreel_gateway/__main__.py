@@ -38,6 +38,7 @@ from halfreel_runtime.logs import configure_logs
 from halfreel_runtime.metrics import ServerMetrics
 from halfreel_runtime.server import Server
 from halfreel_runtime.settings import load_settings
+from halfreel_runtime.tracing import start_tracing
 
 GATEWAY_SERVICE = "halfreel.gateway.v1.GatewayService"
 EXIT_USAGE = 2
@@ -50,6 +51,7 @@ def main() -> None:
     """Runs the gateway until it is told to stop."""
     settings = load_settings(GatewaySettings, SERVICE, sys.argv[1:])
     configure_logs(settings.log_level, SERVICE)
+    start_tracing(settings.trace_endpoint, SERVICE)
     try:
         code = _run(settings)
     except (OSError, ValueError, DbosEnvironmentError) as error:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import grpc
 
 from halfreel_runtime.bearer import AioBearerInterceptor, BearerInterceptor, BearerToken
+from halfreel_runtime.propagation import AioPropagationInterceptor, PropagationInterceptor
 
 _HOST_PORT = re.compile(r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|(?P<host>[^\[\]:/\s]+)):(?P<port>\d{1,5})")
 _DNS_LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
@@ -109,7 +110,8 @@ def balanced_channel(addresses: Sequence[str], service: str, access: ModelAccess
         channel = grpc.insecure_channel(target(addresses), options=options)
     else:
         channel = grpc.secure_channel(target(addresses), access.tls, options=options)
-    return channel if access.token is None else grpc.intercept_channel(channel, BearerInterceptor(access.token))
+    told = grpc.intercept_channel(channel, PropagationInterceptor())
+    return told if access.token is None else grpc.intercept_channel(told, BearerInterceptor(access.token))
 
 
 def single_channel(address: str, access: ModelAccess, name: str) -> grpc.aio.Channel:
@@ -121,7 +123,9 @@ def single_channel(address: str, access: ModelAccess, name: str) -> grpc.aio.Cha
         name: what the server's certificate must be for, with a port: `address` itself, or the DNS name that led to it.
     """
     options = [*_OPTIONS, ("grpc.default_authority", name)]
-    signing = [] if access.token is None else [AioBearerInterceptor(access.token)]
+    telling: list[grpc.aio.ClientInterceptor] = [AioPropagationInterceptor()]
+    if access.token is not None:
+        telling.append(AioBearerInterceptor(access.token))
     if access.tls is None:
-        return grpc.aio.insecure_channel(target([address]), options=options, interceptors=signing)
-    return grpc.aio.secure_channel(target([address]), access.tls, options=options, interceptors=signing)
+        return grpc.aio.insecure_channel(target([address]), options=options, interceptors=telling)
+    return grpc.aio.secure_channel(target([address]), access.tls, options=options, interceptors=telling)

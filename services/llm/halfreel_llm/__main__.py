@@ -11,12 +11,14 @@ from halfreel_runtime.logs import configure_logs
 from halfreel_runtime.server import Server
 from halfreel_runtime.settings import load_settings
 from halfreel_runtime.startup import clear_errors
+from halfreel_runtime.tracing import start_tracing
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
     """Serves until told to stop; the exit code is not 0 where the model can't be loaded or its engine failed."""
     settings = load_settings(LlmSettings, SERVICE, sys.argv[1:] if argv is None else argv)
     configure_logs(settings.log_level, SERVICE)
+    start_tracing(settings.trace_endpoint, SERVICE)
 
     # Read by the hub client and by torch when they are first imported, which is below: a misspelt setting is told
     # before that takes its seconds. Nothing is ever fetched; and segments that grow in place keep what the driver sees

@@ -9,6 +9,7 @@ from typing import NoReturn
 from halfreel_runtime.logs import configure_logs
 from halfreel_runtime.settings import load_settings
 from halfreel_runtime.startup import clear_errors
+from halfreel_runtime.tracing import start_tracing
 from halfreel_video.quiet import quiet_libraries
 from halfreel_video.settings import SERVICE, VideoSettings
 
@@ -17,6 +18,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     """Runs the server until it is told to stop."""
     settings = load_settings(VideoSettings, SERVICE, sys.argv[1:] if argv is None else argv)
     configure_logs(settings.log_level, SERVICE)
+    start_tracing(settings.trace_endpoint, SERVICE)
 
     # Read by the hub client and by torch when they are first imported, which is below. Nothing is ever fetched; and
     # segments that grow in place waste less of a GPU between the small allocations of a step and the large ones of
