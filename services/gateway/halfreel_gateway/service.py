@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 
 import grpc
@@ -10,6 +9,7 @@ import grpc
 from halfreel.gateway.v1 import gateway_pb2 as pb
 from halfreel.gateway.v1 import gateway_pb2_grpc
 from halfreel_gateway import pages
+from halfreel_gateway.database_call import in_database
 from halfreel_gateway.hub import Hub
 from halfreel_gateway.memory import ServersMemory
 from halfreel_gateway.reception import Reception
@@ -38,19 +38,17 @@ class GatewayService(gateway_pb2_grpc.GatewayServiceServicer):
 
     async def CreateFilm(self, request: pb.CreateFilmRequest, context: Context) -> pb.CreateFilmResponse:
         """Accepts a film and returns at once."""
-        return pb.CreateFilmResponse(
-            film=await asyncio.to_thread(self._reception.create, request, caller_var.get().name)
-        )
+        return pb.CreateFilmResponse(film=await in_database(self._reception.create, request, caller_var.get().name))
 
     async def GetFilm(self, request: pb.GetFilmRequest, context: Context) -> pb.GetFilmResponse:
         """Tells all of one film."""
-        stored = await asyncio.to_thread(self._store.film, await self._visible(request.film_id))
+        stored = await in_database(self._store.film, await self._visible(request.film_id))
         return pb.GetFilmResponse(film=stored.film)
 
     async def ListFilms(self, request: pb.ListFilmsRequest, context: Context) -> pb.ListFilmsResponse:
         """Lists films, newest first."""
         size, after = checked_page(request)
-        films = await asyncio.to_thread(self._store.films, size + 1, after, owner=_visible_owner())
+        films = await in_database(self._store.films, size + 1, after, owner=_visible_owner())
         return pages.page(films, size)
 
     async def WatchFilm(self, request: pb.WatchFilmRequest, context: Context) -> AsyncIterator[pb.WatchFilmResponse]:
@@ -62,12 +60,12 @@ class GatewayService(gateway_pb2_grpc.GatewayServiceServicer):
 
     async def CancelFilm(self, request: pb.CancelFilmRequest, context: Context) -> pb.CancelFilmResponse:
         """Stops a film."""
-        film = await asyncio.to_thread(self._store.cancel, await self._visible(request.film_id))
+        film = await in_database(self._store.cancel, await self._visible(request.film_id))
         return pb.CancelFilmResponse(film=film)
 
     async def DeleteFilm(self, request: pb.DeleteFilmRequest, context: Context) -> pb.DeleteFilmResponse:
         """Deletes a film that has ended."""
-        await asyncio.to_thread(self._reception.delete, await self._visible(request.film_id))
+        await in_database(self._reception.delete, await self._visible(request.film_id))
         return pb.DeleteFilmResponse()
 
     async def ReadVideo(self, request: pb.ReadVideoRequest, context: Context) -> AsyncIterator[pb.ReadVideoResponse]:
@@ -84,7 +82,7 @@ class GatewayService(gateway_pb2_grpc.GatewayServiceServicer):
         """A film's id, after a check that it is one and that the caller may know of the film."""
         checked = checked_film_id(film_id)
         if (owner := _visible_owner()) is not None:
-            await asyncio.to_thread(self._store.check_owner, checked, owner)
+            await in_database(self._store.check_owner, checked, owner)
         return checked
 
 

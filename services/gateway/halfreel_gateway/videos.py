@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 
 from halfreel.gateway.v1 import gateway_pb2 as pb
 from halfreel_gateway.artifacts import Artifacts, read_pieces
+from halfreel_gateway.database_call import in_database
 from halfreel_gateway.store import FilmStore
 from halfreel_runtime.checks import Checks
 from halfreel_runtime.errors import DataLoss, FailedPrecondition
@@ -36,7 +37,7 @@ async def read_video(
         InvalidArgument: the offset is beyond the end.
         DataLoss: VIDEO_DAMAGED.
     """
-    film = (await asyncio.to_thread(store.film, film_id)).film
+    film = (await in_database(store.film, film_id)).film
     if film.state != pb.Film.STATE_SUCCEEDED:
         state = pb.Film.State.Name(film.state).removeprefix("STATE_")
         raise FailedPrecondition(

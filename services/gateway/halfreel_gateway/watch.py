@@ -5,11 +5,11 @@ It does not know who makes the film.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 
 from halfreel.gateway.v1 import gateway_pb2 as pb
 from halfreel_gateway import films
+from halfreel_gateway.database_call import in_database
 from halfreel_gateway.hub import Hub
 from halfreel_gateway.store import FilmStore
 from halfreel_runtime.checks import Checks
@@ -33,7 +33,7 @@ async def watch(
         SlowReader: the client does not read.
     """
     with hub.watching(film_id, preview=preview) as buffer:
-        stored = await asyncio.to_thread(store.film, film_id)
+        stored = await in_database(store.film, film_id)
         last = stored.last_sequence_number
         if after is not None:
             checks = Checks()
@@ -41,7 +41,7 @@ async def watch(
             checks.done()
         yield pb.WatchFilmResponse(sequence_number=last, event_time=stored.film.update_time, film=stored.film)
         if after is not None and after < last:
-            for event in await asyncio.to_thread(store.events, film_id, after):
+            for event in await in_database(store.events, film_id, after):
                 yield event
                 last = event.sequence_number
                 if films.ends_film(event):
@@ -58,7 +58,7 @@ async def watch(
                 continue
             missing = [event]
             if event.sequence_number > last + 1:
-                missing = await asyncio.to_thread(store.events, film_id, last)
+                missing = await in_database(store.events, film_id, last)
             for each in missing:
                 if each.sequence_number > last:
                     yield each

@@ -28,6 +28,9 @@ if _version_not_supported:
 class GatewayServiceStub(object):
     """Turns an idea into a film: a script, a clip for each of its scenes, and one MP4 of them all. What it accepts it
     finishes, also when any of the servers is killed in between.
+
+    While the gateway's database is away, films wait, and each method that asks it answers UNAVAILABLE /
+    DATABASE_UNAVAILABLE with RetryInfo.
     """
 
     def __init__(self, channel):
@@ -81,6 +84,9 @@ class GatewayServiceStub(object):
 class GatewayServiceServicer(object):
     """Turns an idea into a film: a script, a clip for each of its scenes, and one MP4 of them all. What it accepts it
     finishes, also when any of the servers is killed in between.
+
+    While the gateway's database is away, films wait, and each method that asks it answers UNAVAILABLE /
+    DATABASE_UNAVAILABLE with RetryInfo.
     """
 
     def CreateFilm(self, request, context):
@@ -217,6 +223,9 @@ def add_GatewayServiceServicer_to_server(servicer, server):
 class GatewayService(object):
     """Turns an idea into a film: a script, a clip for each of its scenes, and one MP4 of them all. What it accepts it
     finishes, also when any of the servers is killed in between.
+
+    While the gateway's database is away, films wait, and each method that asks it answers UNAVAILABLE /
+    DATABASE_UNAVAILABLE with RetryInfo.
     """
 
     @staticmethod

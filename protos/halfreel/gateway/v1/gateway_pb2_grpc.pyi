@@ -29,6 +29,9 @@ GRPC_VERSION: str
 class GatewayServiceStub:
     """Turns an idea into a film: a script, a clip for each of its scenes, and one MP4 of them all. What it accepts it
     finishes, also when any of the servers is killed in between.
+
+    While the gateway's database is away, films wait, and each method that asks it answers UNAVAILABLE /
+    DATABASE_UNAVAILABLE with RetryInfo.
     """
 
     @_typing.overload
@@ -88,6 +91,9 @@ class GatewayServiceStub:
 class GatewayServiceAsyncStub(GatewayServiceStub):
     """Turns an idea into a film: a script, a clip for each of its scenes, and one MP4 of them all. What it accepts it
     finishes, also when any of the servers is killed in between.
+
+    While the gateway's database is away, films wait, and each method that asks it answers UNAVAILABLE /
+    DATABASE_UNAVAILABLE with RetryInfo.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -143,6 +149,9 @@ class GatewayServiceAsyncStub(GatewayServiceStub):
 class GatewayServiceServicer(metaclass=_abc_1.ABCMeta):
     """Turns an idea into a film: a script, a clip for each of its scenes, and one MP4 of them all. What it accepts it
     finishes, also when any of the servers is killed in between.
+
+    While the gateway's database is away, films wait, and each method that asks it answers UNAVAILABLE /
+    DATABASE_UNAVAILABLE with RetryInfo.
     """
 
     @_abc_1.abstractmethod
