@@ -112,7 +112,7 @@ class LlmDouble(llm_pb2_grpc.LlmServiceServicer):
         return llm_pb2.GetModelResponse(model_id="double", context_token_count=self.context_token_count)
 
     def MemoryStatus(self, request: Any, context: grpc.ServicerContext) -> llm_pb2.MemoryStatusResponse:
-        return llm_pb2.MemoryStatusResponse(report=report())
+        return llm_pb2.MemoryStatusResponse(report=report(gpu_pb2.MODEL_STATE_AWAKE))
 
     def Generate(self, request: Any, context: grpc.ServicerContext) -> Iterator[llm_pb2.GenerateResponse]:
         self.behaviours.requests.append(request)
@@ -137,6 +137,12 @@ class LlmDouble(llm_pb2_grpc.LlmServiceServicer):
                 self.behaviours.hold(context)
             if behaviour == "die" and start == 16:
                 context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+            if behaviour.endswith("_second") and text.find("},{", 0, start + 16) != -1:  # one scene is whole
+                if behaviour == "hold_second":
+                    self.behaviours.hold(context)
+                elif behaviour == "die_second":
+                    context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+                behaviour = "ok"
         cut = behaviour == "cut"
         yield llm_pb2.GenerateResponse(
             completed=llm_pb2.GenerateResponse.Completed(
@@ -168,6 +174,7 @@ class VideoDouble(video_pb2_grpc.VideoServiceServicer):
         self.step_s = 0.0
         self.crf = "18"
         self.noisy = False
+        self.model_state = gpu_pb2.MODEL_STATE_AWAKE
         self._folder = folder
         self._lock = threading.Lock()
         self._made = 0
@@ -188,7 +195,7 @@ class VideoDouble(video_pb2_grpc.VideoServiceServicer):
         )
 
     def MemoryStatus(self, request: Any, context: grpc.ServicerContext) -> video_pb2.MemoryStatusResponse:
-        return video_pb2.MemoryStatusResponse(report=report())
+        return video_pb2.MemoryStatusResponse(report=report(self.model_state))
 
     def Generate(self, request: Any, context: grpc.ServicerContext) -> Iterator[video_pb2.GenerateResponse]:
         response = video_pb2.GenerateResponse
@@ -209,6 +216,22 @@ class VideoDouble(video_pb2_grpc.VideoServiceServicer):
 
     def _render(self, request: Any, context: Any, behaviour: str, path: Path) -> Iterator[Any]:
         response = video_pb2.GenerateResponse
+        if behaviour == "refused":
+            figures = {"needed_bytes": "9", "free_bytes": "5", "suggested_width_px": "64"}
+            fail(context, errors.ResourceExhausted("It needs 9 bytes.", reason="PLAN_REFUSED", metadata=figures))
+        levers = response.Levers(decode_chunk_frame_count=4, attention_backend="sdpa", feed_forward_chunk_count=1)
+        if request.HasField("levers"):
+            levers = request.levers
+        if behaviour.startswith("plan"):
+            planned = response.Planned(levers=levers)
+            if behaviour.startswith("plan_smaller") or request.allow_cheaper:
+                # What fits is half the size that was asked for first; a request for that is not made smaller again.
+                width, height = min(request.width_px, 64), min(request.height_px, 64)
+                planned.variant.CopyFrom(video_pb2.Variant(width_px=width, height_px=height, levers=levers))
+                asked, request = request, video_pb2.GenerateRequest()
+                request.CopyFrom(asked)
+                request.width_px, request.height_px = width, height
+            yield response(plan=planned)
         yield response(stage=response.StageStarted(stage=video_pb2.STAGE_DENOISE, segment_count=1))
         count = request.step_count if request.HasField("step_count") else 3
         for index in range(1, count + 1):
@@ -218,7 +241,7 @@ class VideoDouble(video_pb2_grpc.VideoServiceServicer):
                 yield response(preview=response.Preview(jpeg=b"\xff\xd8\xff jpeg", step_index=index))
             if behaviour == "hold" and index == 1:
                 self.behaviours.hold(context)
-            if behaviour == "die" and index == 1:
+            if behaviour in {"die", "plan_die", "plan_smaller_die"} and index == 1:
                 context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
         data = make_clip(path, request, crf=self.crf, noisy=self.noisy)
         if behaviour == "junk":
@@ -232,7 +255,8 @@ class VideoDouble(video_pb2_grpc.VideoServiceServicer):
             yield response(video_chunk=chunk)
         if behaviour == "unfinished":
             return
-        completed = response.Completed(size_bytes=len(data), sha256=digest, seed=request.seed)
+        completed = response.Completed(size_bytes=len(data), sha256=digest, seed=request.seed, levers=levers)
+        completed.rungs.extend(["decode_chunk_2"] if behaviour == "plan" else [])
         for stage in (video_pb2.STAGE_KEYFRAME, video_pb2.STAGE_DENOISE):
             completed.stage_durations.add(stage=stage).duration.FromMilliseconds(5)
         completed.phase_peaks.extend([peak("denoise"), peak("decode")])
@@ -243,8 +267,9 @@ def peak(phase: str) -> gpu_pb2.PhasePeak:
     return gpu_pb2.PhasePeak(phase=phase, peak=gpu_pb2.MemoryPeak(allocated_bytes=5, reserved_bytes=7))
 
 
-def report() -> gpu_pb2.MemoryReport:
-    return gpu_pb2.MemoryReport(devices=[gpu_pb2.DeviceMemory(gpu_uuid="cpu", allocated_bytes=5)])
+def report(state: gpu_pb2.ModelState.ValueType) -> gpu_pb2.MemoryReport:
+    devices = [gpu_pb2.DeviceMemory(gpu_uuid="cpu", allocated_bytes=5)]
+    return gpu_pb2.MemoryReport(devices=devices, model_state=state)
 
 
 class Serving:

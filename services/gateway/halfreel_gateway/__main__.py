@@ -19,6 +19,7 @@ from halfreel_gateway.announcer import Announcer
 from halfreel_gateway.artifacts import Artifacts
 from halfreel_gateway.channels import balanced_channel
 from halfreel_gateway.database import Database, database_url
+from halfreel_gateway.follower import ScriptFollower
 from halfreel_gateway.hub import Hub
 from halfreel_gateway.jobs import DbosEnvironmentError, Jobs
 from halfreel_gateway.joiner import FilmJoiner
@@ -97,14 +98,15 @@ def _run(settings: GatewaySettings) -> int:
     video = balanced_channel(settings.video_addresses, VIDEO_SERVICE, access)
     models = Models(llm, video)
     announcer = Announcer(hub, store, running)
+    memory = ServersMemory(settings.llm_addresses, settings.video_addresses, access)
     writer = ScriptWriter(store, running, announcer, models, llm)
+    follower = ScriptFollower(store, running, memory.resident_together)
     renderer = SceneRenderer(store, running, announcer, artifacts, video, scene_metrics.count)
     joiner = FilmJoiner(store, running, artifacts)
-    production = Production(store, running, artifacts, writer, renderer, joiner)
+    production = Production(store, running, artifacts, writer, follower, renderer, joiner)
     jobs = Jobs(production, store, url, settings.executor_id)
 
     reception = Reception(store, artifacts, models, jobs.start, jobs.forget, settings.min_free_disk_bytes)
-    memory = ServersMemory(settings.llm_addresses, settings.video_addresses, access)
     server = Server(settings, service=SERVICE, metrics=metrics)
     servicer = GatewayService(reception, hub, memory)
     server.add(
@@ -116,6 +118,7 @@ def _run(settings: GatewaySettings) -> int:
 
     async def serve() -> int:
         hub.start(store)
+        memory.start()
         try:
             return await server.run()
         finally:

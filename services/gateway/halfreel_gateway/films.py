@@ -12,6 +12,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from halfreel.gateway.v1 import gateway_pb2 as pb
+from halfreel_gateway.script import MAX_SCENE_COUNT
 
 FIRST_END = pb.Film.STATE_SUCCEEDED
 SCENE_AT_WORK = frozenset({pb.Scene.STATE_QUEUED, pb.Scene.STATE_RENDERING})
@@ -43,6 +44,9 @@ def progress_ratio(state: pb.Film.State.ValueType, scene_ratios: Iterable[float]
     ratios = list(scene_ratios)
     if not ratios:
         return 0.0
+    if state == pb.Film.STATE_WRITING_SCRIPT:
+        # Nobody knows yet how many scenes there will be: counted on the most there may be, so that progress only grows.
+        return SCENES_SHARE * sum(ratios) / MAX_SCENE_COUNT
     return SCRIPT_SHARE + SCENES_SHARE * sum(ratios) / len(ratios)
 
 

@@ -1,4 +1,4 @@
-"""The durable workflow of a film, on DBOS: script, then its scenes on a queue, then the join.
+"""The durable workflow of a film, on DBOS: its script, its scenes on a queue as they are written, then the join.
 
 Steps that ended are never run again; what was at work when the process was killed is run again when it starts. It does
 not know what the steps do. DBOS is one per process, and so is this.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Collection
 from typing import Any
 
 import sqlalchemy as sa
@@ -17,11 +18,12 @@ from dbos import DBOS, Serializer, SetEnqueueOptions, SetWorkflowID
 from halfreel_gateway.models import RenderPlan
 from halfreel_gateway.production import Production, given_up
 from halfreel_gateway.store import FilmStore
+from halfreel_gateway.writer import Preparation
 
 APPLICATION_NAME = "halfreel-gateway"
-# Of the workflow below: DBOS resumes only jobs of the same version. Raise it when the order of the steps changes, and
-# let the films in the making end before; a new release of the gateway alone must not orphan them.
-WORKFLOW_VERSION = "films-1"
+# Of the workflow below: DBOS resumes only jobs of the same version. Raise it when the order of the steps changes: films
+# that an older version was at work on are then begun anew, and find the scenes and clips that are stored.
+WORKFLOW_VERSION = "films-2"
 SCENE_QUEUE = "scenes"
 # How soon a free place on the queue is taken. One indexed query each time.
 SCENE_POLL_S = 0.1
@@ -34,6 +36,8 @@ _TURN_S = 60
 _PRIORITY_EPOCH_S = 1_767_225_600
 _AT_WORK = ("PENDING", "ENQUEUED", "DELAYED")
 _RUINED = ("ERROR", "MAX_RECOVERY_ATTEMPTS_EXCEEDED", "CANCELLED")
+
+_logger = logging.getLogger(__name__)
 
 
 class DbosEnvironmentError(Exception):
@@ -78,6 +82,7 @@ class Jobs:
         _refuse_foreign_environment()
         self._production = production
         self._store = store
+        self._executor_id = executor_id
         self._register()
         DBOS(
             config={
@@ -104,10 +109,27 @@ class Jobs:
         DBOS.launch()
         DBOS.register_queue(SCENE_QUEUE, worker_concurrency=scene_concurrency, polling_interval_sec=SCENE_POLL_S)
         for film_id in self._store.active_film_ids():
-            if DBOS.list_workflows(workflow_id_prefix=film_id, status=list(_RUINED), limit=1):
-                self._production.fail(film_id, given_up(film_id))
-            elif DBOS.get_workflow_status(film_id) is None:
-                self.start(film_id)
+            self._take_up(film_id, frozenset({self._executor_id}))
+
+    def take_over(self, executor_id: str) -> None:
+        """Goes on with what a gateway that is dead was at work on. May be done again, and by several at once."""
+        DBOS._recover_pending_workflows([executor_id])
+        for film_id in self._store.active_film_ids():
+            self._take_up(film_id, frozenset({executor_id}))
+
+    def _take_up(self, film_id: str, executor_ids: Collection[str]) -> None:
+        """Sees to it that somebody is at work on a film; `executor_ids` are gateways that are not."""
+        found = DBOS.list_workflows(workflow_id_prefix=film_id, load_input=False, load_output=False)
+        if any(workflow.status in _RUINED for workflow in found):
+            self._production.fail(film_id, given_up(film_id))
+            return
+        made_by = next((workflow for workflow in found if workflow.workflow_id == film_id), None)
+        if made_by is not None and _is_older(made_by.app_version) and made_by.executor_id in executor_ids:
+            _logger.info("film_of_older_version", extra={"film_id": film_id, "version": made_by.app_version})
+            DBOS.delete_workflows([workflow.workflow_id for workflow in found])
+            made_by = None
+        if made_by is None:
+            self.start(film_id)
 
     def start(self, film_id: str) -> None:
         """Starts the film's workflow, unless it was started before."""
@@ -128,9 +150,15 @@ class Jobs:
     def _register(self) -> None:
         production = self._production
 
-        def write_script(film_id: str) -> dict[str, Any] | None:
-            written = production.write_script(film_id)
-            return None if written is None else written.as_json()
+        def prepare(film_id: str) -> dict[str, Any] | None:
+            preparation = production.prepare(film_id)
+            return None if preparation is None else preparation.as_json()
+
+        def write_script(film_id: str, preparation: dict[str, Any]) -> None:
+            production.write_script(film_id, Preparation.from_json(preparation))
+
+        def wait_scene(film_id: str, index: int) -> bool:
+            return production.wait_scene(film_id, index)
 
         def render_scene(film_id: str, index: int, plan: dict[str, int]) -> None:
             production.render_scene(film_id, index, RenderPlan(**plan))
@@ -144,35 +172,57 @@ class Jobs:
         def give_up_clips(film_id: str) -> None:
             production.give_up_clips(film_id)
 
+        prepare_step = DBOS.step(name="prepare")(prepare)
         write_step = DBOS.step(name="write_script")(write_script)
+        wait_scene_step = DBOS.step(name="wait_scene")(wait_scene)
         render_step = DBOS.step(name="render_scene")(render_scene)
         wait_step = DBOS.step(name="wait_rendered")(wait_rendered)
         join_step = DBOS.step(name="join")(join)
         give_up_step = DBOS.step(name="give_up_clips")(give_up_clips)
 
+        def script(film_id: str, preparation: dict[str, Any]) -> None:
+            write_step(film_id, preparation)
+
         def scene(film_id: str, index: int, plan: dict[str, int]) -> None:
             render_step(film_id, index, plan)
 
+        def enqueue(film_id: str, index: int, render_round: int, preparation: dict[str, Any]) -> None:
+            priority = max(1, preparation["accepted_s"] - _PRIORITY_EPOCH_S) + index * _TURN_S
+            scene_id = f"{film_id}-{index}-{render_round}"
+            with SetWorkflowID(scene_id), SetEnqueueOptions(priority=priority):
+                DBOS.enqueue_workflow(SCENE_QUEUE, scene_workflow, film_id, index, preparation["plan"])
+
         def film(film_id: str) -> None:
-            written = write_step(film_id)
-            if written is None:
+            preparation = prepare_step(film_id)
+            if preparation is None:
                 return
-            priority = max(1, written["accepted_s"] - _PRIORITY_EPOCH_S)
-            rendered = list(range(written["scene_count"]))
-            for render_round in range(MAX_RENDER_ROUNDS):
-                for index in rendered:
-                    options = SetEnqueueOptions(priority=priority + index * _TURN_S)
-                    with SetWorkflowID(f"{film_id}-{index}-{render_round}"), options:
-                        DBOS.enqueue_workflow(SCENE_QUEUE, scene_workflow, film_id, index, written["plan"])
+            with SetWorkflowID(f"{film_id}-script"):
+                DBOS.start_workflow(script_workflow, film_id, preparation)
+            scene_count = 0
+            while wait_scene_step(film_id, scene_count):
+                enqueue(film_id, scene_count, 0, preparation)
+                scene_count += 1
+            for render_round in range(1, MAX_RENDER_ROUNDS + 1):
                 if not wait_step(film_id):
                     return
-                rendered = join_step(film_id)
-                if not rendered:
+                damaged = join_step(film_id)
+                if not damaged:
                     return
+                if render_round < MAX_RENDER_ROUNDS:
+                    for index in damaged:
+                        enqueue(film_id, index, render_round, preparation)
             give_up_step(film_id)
 
+        script_workflow = DBOS.workflow(name="script")(script)
         scene_workflow = DBOS.workflow(name="scene")(scene)
         self._film = DBOS.workflow(name="film")(film)
+
+
+def _is_older(version: str | None) -> bool:
+    """Whether a workflow is of a version before this one; a newer one is left to the gateway that knows it."""
+    name, _, number = (version or "").rpartition("-")
+    own_name, _, own_number = WORKFLOW_VERSION.rpartition("-")
+    return name == own_name and number.isdecimal() and int(number) < int(own_number)
 
 
 def _refuse_foreign_environment() -> None:

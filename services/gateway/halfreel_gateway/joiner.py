@@ -115,7 +115,7 @@ class FilmJoiner:
             for index in damaged:
                 scene = change.scenes[index].scene
                 scene.state = pb.Scene.STATE_QUEUED
-                for field in ("clip", "stages", "phase_peaks"):
+                for field in ("clip", "stages", "phase_peaks", "rungs"):
                     scene.ClearField(field)
                 change.tell_scene(index)
         return damaged

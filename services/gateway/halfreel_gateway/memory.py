@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import ipaddress
 import socket
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import grpc
 
@@ -21,6 +21,10 @@ from halfreel_gateway.channels import ModelAccess, single_channel
 from halfreel_runtime.errors import error_from_status
 
 ANSWER_WITHIN_S = 2.0
+# Of all servers together, asked from a thread: names are resolved first, and a busy host is slow.
+_ANSWERS_WITHIN_S = 10.0
+# A server that does not tell is one that never sleeps.
+_IN_MEMORY = {gpu_pb2.MODEL_STATE_AWAKE, gpu_pb2.MODEL_STATE_UNSPECIFIED}
 
 
 class ServersMemory:
@@ -37,6 +41,22 @@ class ServersMemory:
         self._addresses = [(pb.SERVER_KIND_LLM, each) for each in llm_addresses]
         self._addresses += [(pb.SERVER_KIND_VIDEO, each) for each in video_addresses]
         self._channels: dict[str, grpc.aio.Channel] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def start(self) -> None:
+        """Makes this loop the one that `resident_together` asks on."""
+        self._loop = asyncio.get_running_loop()
+
+    def resident_together(self) -> bool:
+        """Whether the models of both kinds are in memory now; False where that can't be found out. For threads."""
+        if self._loop is None:
+            return False
+        asked = asyncio.run_coroutine_threadsafe(self.ask(), self._loop)
+        try:
+            return are_resident_together(asked.result(_ANSWERS_WITHIN_S))
+        except TimeoutError:
+            asked.cancel()
+            return False
 
     async def ask(self) -> list[pb.ServerMemory]:
         """One entry a server, in the order of the settings; one that does not answer in 2 s is told as such."""
@@ -73,6 +93,21 @@ class ServersMemory:
     async def _forget_all_but(self, addresses: set[str]) -> None:
         for address in self._channels.keys() - addresses:
             await self._channels.pop(address).close()
+
+
+def are_resident_together(servers: Collection[pb.ServerMemory]) -> bool:
+    """Whether every model of either kind is in memory, so that none must leave for another.
+
+    Servers on devices of their own never take turns; those that share one do when any of them is not awake.
+    """
+    states: dict[str, dict[pb.ServerKind.ValueType, set[gpu_pb2.ModelState.ValueType]]] = {}
+    for server in servers:
+        for device in server.report.devices:
+            kinds = states.setdefault(device.gpu_uuid, {})
+            kinds.setdefault(server.kind, set()).add(server.report.model_state)
+    answered = {kind for kinds in states.values() for kind in kinds}
+    shared = [state for kinds in states.values() if len(kinds) > 1 for each in kinds.values() for state in each]
+    return answered == {pb.SERVER_KIND_LLM, pb.SERVER_KIND_VIDEO} and all(state in _IN_MEMORY for state in shared)
 
 
 async def _report(kind: pb.ServerKind.ValueType, channel: grpc.aio.Channel) -> gpu_pb2.MemoryReport:

@@ -67,6 +67,7 @@ class Models:
             except StalledError:
                 patience.stalled()
             else:
+                patience.heard()
                 return answer
 
     def video(self, run: StepRun, patience: Patience) -> video_pb2.GetModelResponse:
@@ -85,6 +86,7 @@ class Models:
             except StalledError:
                 patience.stalled()
             else:
+                patience.heard()
                 return answer
 
     def known_video(self) -> video_pb2.GetModelResponse | None:

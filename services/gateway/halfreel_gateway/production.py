@@ -15,12 +15,13 @@ import sqlalchemy as sa
 
 from halfreel_gateway.artifacts import Artifacts
 from halfreel_gateway.failures import FilmEndedError, FilmFailedError, disk_full_failure, is_disk_full
+from halfreel_gateway.follower import ScriptFollower
 from halfreel_gateway.joiner import FilmJoiner
 from halfreel_gateway.models import RenderPlan
 from halfreel_gateway.renderer import SceneRenderer
 from halfreel_gateway.running import RunningSteps
 from halfreel_gateway.store import FilmStore
-from halfreel_gateway.writer import ScriptWriter, WrittenScript
+from halfreel_gateway.writer import Preparation, ScriptWriter
 from halfreel_runtime.errors import HalfreelError
 
 T = TypeVar("T")
@@ -39,6 +40,7 @@ class Production:
         running: ends steps.
         artifacts: has the disk.
         writer: writes scripts.
+        follower: tells which scenes are written.
         renderer: renders scenes.
         joiner: joins films.
     """
@@ -49,6 +51,7 @@ class Production:
         running: RunningSteps,
         artifacts: Artifacts,
         writer: ScriptWriter,
+        follower: ScriptFollower,
         renderer: SceneRenderer,
         joiner: FilmJoiner,
     ) -> None:
@@ -56,12 +59,21 @@ class Production:
         self._running = running
         self._artifacts = artifacts
         self._writer = writer
+        self._follower = follower
         self._renderer = renderer
         self._joiner = joiner
 
-    def write_script(self, film_id: str) -> WrittenScript | None:
-        """Stores the film's scenes; None when the film has ended."""
-        return self._carry_out(film_id, None, lambda: self._writer.write(film_id))
+    def prepare(self, film_id: str) -> Preparation | None:
+        """Begins the film; None when it has ended."""
+        return self._carry_out(film_id, None, lambda: self._writer.prepare(film_id))
+
+    def write_script(self, film_id: str, preparation: Preparation) -> None:
+        """Stores the film's scenes, or ends the film."""
+        self._carry_out(film_id, None, lambda: self._writer.write(film_id, preparation))
+
+    def wait_scene(self, film_id: str, index: int) -> bool:
+        """Waits until the scene may be rendered; False when there is no such scene, or the film has ended."""
+        return self._carry_out(film_id, None, lambda: self._follower.wait_scene(film_id, index)) or False
 
     def render_scene(self, film_id: str, index: int, plan: RenderPlan) -> None:
         """Stores the scene's clip, or ends the film."""

@@ -75,10 +75,9 @@ class SceneRenderer:
             if film.scenes[index].state == pb.Scene.STATE_SUCCEEDED:
                 return
             self._artifacts.require_room(0)
-            request = _request(film, film.scenes[index], plan)
             patience = Patience(run, self._announcer, "video")
-            while not self._attempt(_Attempt(run, index), request, patience):
-                pass
+            while not self._attempt(_Attempt(run, index), _request(film, film.scenes[index], plan), patience):
+                film = self._store.film(film_id).film  # with the levers of the attempt that failed
 
     def _attempt(self, attempt: _Attempt, request: video_pb2.GenerateRequest, patience: Patience) -> bool:
         """Whether the clip is stored; False when it may be tried again now."""
@@ -123,6 +122,11 @@ class SceneRenderer:
                     attempt.run.beat()
                     if event.HasField("queued"):
                         continue
+                    if event.HasField("plan"):
+                        self._keep_plan(film_id, index, event.plan)
+                        if event.plan.HasField("variant"):
+                            _become(request, event.plan.variant)
+                        continue
                     if not attempt.began:
                         attempt.began = True
                         patience.heard()
@@ -137,10 +141,27 @@ class SceneRenderer:
             self._artifacts.publish(path, self._artifacts.clip(clip.sha256))
         with self._store.change(film_id) as change:
             record = change.scenes[index]
+            if record.scene.state == pb.Scene.STATE_SUCCEEDED:
+                return  # another gateway took this one for dead, and was quicker
             record.succeed(clip)
+            completed = receiver.completed
+            if completed.HasField("levers") and not record.scene.HasField("levers"):  # of a server that tells no plan
+                record.scene.levers.CopyFrom(completed.levers)
             record.scene.stages.extend(receiver.stage_figures())
-            record.scene.phase_peaks.extend(receiver.completed.phase_peaks)
+            record.scene.phase_peaks.extend(completed.phase_peaks)
+            record.scene.rungs.extend(completed.rungs)
             change.tell_scene(index)
+
+    def _keep_plan(self, film_id: str, index: int, plan: video_pb2.GenerateResponse.Planned) -> None:
+        """Stores what decides the clip's bytes, so that it is rendered so again whenever it must be."""
+        with self._store.change(film_id) as change:
+            scene = change.scenes[index].scene
+            if scene.HasField("levers"):
+                return
+            scene.levers.CopyFrom(plan.levers)
+            if plan.HasField("variant"):
+                scene.variant.CopyFrom(plan.variant)
+                scene.variant.ClearField("plan")
 
     def _begin(self, film_id: str, index: int) -> None:
         with self._store.change(film_id) as change:
@@ -193,6 +214,12 @@ class _Attempt:
         return True
 
 
+def _become(request: video_pb2.GenerateRequest, variant: video_pb2.Variant) -> None:
+    """The clip in the form in which it is rendered; a size of 0 is as it was asked for."""
+    request.width_px = variant.width_px or request.width_px
+    request.height_px = variant.height_px or request.height_px
+
+
 def _request(film: pb.Film, scene: pb.Scene, plan: RenderPlan) -> video_pb2.GenerateRequest:
     request = video_pb2.GenerateRequest(
         request_id=f"{film.film_id}-scene-{scene.index}",
@@ -204,6 +231,11 @@ def _request(film: pb.Film, scene: pb.Scene, plan: RenderPlan) -> video_pb2.Gene
         seed=scene.seed,
     )
     settings = film.settings
+    request.profile, request.allow_cheaper = settings.profile, settings.allow_cheaper
+    if scene.HasField("levers"):
+        request.levers.CopyFrom(scene.levers)
+    if scene.HasField("variant"):
+        _become(request, scene.variant)
     if settings.HasField("step_count"):
         request.step_count = settings.step_count
     if settings.HasField("guidance_scale"):

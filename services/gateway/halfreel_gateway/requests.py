@@ -12,6 +12,7 @@ import re
 from google.protobuf.json_format import MessageToDict
 
 from halfreel.gateway.v1 import gateway_pb2 as pb
+from halfreel.gpu.v1 import gpu_pb2
 from halfreel.video.v1 import video_pb2
 from halfreel_gateway import pages
 from halfreel_gateway.failures import film_not_found
@@ -58,10 +59,18 @@ def check_create(request: pb.CreateFilmRequest, model: video_pb2.GetModelRespons
     checks.text("idea", request.idea, max_characters=MAX_IDEA_CHARACTERS)
     in_range = True
     for field, value in request.settings.ListFields():  # those that are set
+        if field.name not in _RANGES:
+            continue
         low, high = _RANGES[field.name]
         in_range &= checks.between(f"settings.{field.name}", value, low, high)
         if field.name in _MULTIPLES_OF_8:
             in_range &= checks.multiple_of(f"settings.{field.name}", value, 8)
+    profile = request.settings.profile
+    checks.require(
+        profile in gpu_pb2.MemoryProfile.values(),
+        "settings.profile",
+        f"is {profile}; it must be one of {', '.join(gpu_pb2.MemoryProfile.keys())}",
+    )
     if in_range and model is not None:
         check_against_model(checks, request.settings, model)
     checks.done()

@@ -139,24 +139,33 @@ class Script(BaseModel):
 
 
 def parse(text: str, limits: ScriptLimits) -> Script:
-    """The script in a model's answer, its texts cleaned of control characters and outer white space.
+    """The script in a model's answer, with as many scenes as were asked for.
+
+    Raises:
+        NoScriptError: as `read`, or it has another number of scenes.
+    """
+    script = read(text)
+    if limits.scene_count is not None and len(script.scenes) != limits.scene_count:
+        raise NoScriptError(f"it has {len(script.scenes)} scenes; {limits.scene_count} were asked for")
+    return script
+
+
+def read(text: str) -> Script:
+    """The script in a text, its words cleaned of control characters and outer white space.
 
     Raises:
         NoScriptError: it is no JSON, or not as the schema says, or a text of it is blank.
     """
     try:
-        read = _cleaned(json.loads(text))
+        value = _cleaned(json.loads(text))
     except (ValueError, RecursionError) as error:
         raise NoScriptError("the answer is no JSON") from error
     try:
-        script = Script.model_validate(read)
+        return Script.model_validate(value)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "the answer"
         raise NoScriptError(f"{place}: {first['msg']}") from error
-    if limits.scene_count is not None and len(script.scenes) != limits.scene_count:
-        raise NoScriptError(f"it has {len(script.scenes)} scenes; {limits.scene_count} were asked for")
-    return script
 
 
 def _cleaned(value: Any) -> Any:

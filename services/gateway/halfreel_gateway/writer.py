@@ -1,6 +1,7 @@
-"""Has the language model write a film's script, and stores its scenes.
+"""Has the language model write a film's script, and stores each scene of it as soon as it is whole.
 
-It does not know workflows: it may be killed and run again at any moment, and then finds what it stored before.
+It does not know workflows: it may be killed and run again at any moment, and then finds what it stored before. A scene
+that is stored keeps its words, whatever a later answer says in its place: it may be at work already.
 """
 
 from __future__ import annotations
@@ -19,22 +20,18 @@ from halfreel.llm.v1 import llm_pb2, llm_pb2_grpc
 from halfreel.video.v1 import video_pb2
 from halfreel_gateway import films, script, seeds
 from halfreel_gateway.announcer import Announcer
-from halfreel_gateway.change import SceneRecord
+from halfreel_gateway.change import FilmChange, SceneRecord
 from halfreel_gateway.failures import FilmEndedError, FilmFailedError
 from halfreel_gateway.models import Models, RenderPlan, check_against_model, render_plan
 from halfreel_gateway.patience import Patience
+from halfreel_gateway.question import MAX_DRAFT_COUNT, Question
 from halfreel_gateway.running import RunningSteps, StalledError, StepRun
 from halfreel_gateway.script import NoScriptError, Script, ScriptLimits
+from halfreel_gateway.script_reader import ScriptReader
 from halfreel_gateway.store import FilmStore
 from halfreel_runtime.checks import Checks
-from halfreel_runtime.errors import InvalidArgument, RemoteError, error_from_status
+from halfreel_runtime.errors import InvalidArgument, error_from_status
 
-MAX_DRAFT_COUNT = 3
-# A token is seldom more than three characters of English; where it is less, the server says by how much we are off.
-_PROMPT_BYTES_PER_TOKEN = 3
-_FRAMING_TOKENS = 64
-# Tokens that a character may take: the bytes of its UTF-8.
-_TOKENS_PER_CHARACTER = 4
 # Of one answer; the schema's longest script is a tenth of it.
 _MAX_ANSWER_CHARACTERS = 65_536
 
@@ -42,22 +39,27 @@ _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class WrittenScript:
-    """What the steps after the script need to know of it.
+class Preparation:
+    """What is known of a film before its script is written.
 
     Attributes:
-        scene_count: scenes, all stored.
         accepted_s: when the film was accepted, in seconds since 1970.
         plan: what all clips have in common.
+        max_frame_count: frames of the longest clip that the video model makes.
     """
 
-    scene_count: int
     accepted_s: int
     plan: RenderPlan
+    max_frame_count: int
 
     def as_json(self) -> dict[str, Any]:
         """As the workflow keeps it."""
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, kept: dict[str, Any]) -> Preparation:
+        """As the workflow kept it."""
+        return cls(kept["accepted_s"], RenderPlan(**kept["plan"]), kept["max_frame_count"])
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,24 @@ class ScriptWriter:
         self._models = models
         self._llm = llm_pb2_grpc.LlmServiceStub(llm)
 
-    def write(self, film_id: str) -> WrittenScript:
-        """Stores the film's scenes, unless they are stored already.
+    def prepare(self, film_id: str) -> Preparation:
+        """Begins the film: what its clips will have in common.
+
+        Raises:
+            FilmFailedError: the video model can't do what is wanted.
+            FilmEndedError: the film has ended.
+        """
+        with self._running.step(film_id, calls_server=True) as run:
+            film = self._begin(film_id)
+            if film.state == pb.Film.STATE_QUEUED:
+                with self._store.change(film_id) as change:
+                    change.enter(pb.Film.STATE_WRITING_SCRIPT)
+            video = self._models.video(run, Patience(run, self._announcer, "video"))
+            _check(film.settings, video)
+            return Preparation(film.create_time.seconds, render_plan(film.settings, video), video.max_frame_count)
+
+    def write(self, film_id: str, preparation: Preparation) -> None:
+        """Stores the film's scenes, unless all are stored already.
 
         Raises:
             FilmFailedError: the film can't be made.
@@ -96,35 +114,31 @@ class ScriptWriter:
         """
         with self._running.step(film_id, calls_server=True) as run:
             film = self._begin(film_id)
+            if film.state > pb.Film.STATE_WRITING_SCRIPT:
+                return
             began_s = time.monotonic()
-            video = self._models.video(run, Patience(run, self._announcer, "video"))
-            _check(film.settings, video)
-            plan = render_plan(film.settings, video)
-            scene_count = len(film.scenes)
-            if not scene_count:
-                limits = _limits(film.settings, plan.fps, video.max_frame_count)
-                written, answer = self._draft(run, film, limits)
-                self._store_script(film, written, answer, time.monotonic() - began_s)
-                scene_count = len(written.scenes)
-            return WrittenScript(scene_count, film.create_time.seconds, plan)
+            limits = _limits(film.settings, preparation.plan.fps, preparation.max_frame_count)
+            written, answer = self._draft(run, film, limits)
+            with self._store.change(film_id) as change:
+                if change.film.state > pb.Film.STATE_WRITING_SCRIPT:
+                    return  # stored by a run of this step that was taken for dead
+                _add_scenes(change, written)
+                change.film.script_duration.CopyFrom(films.duration(time.monotonic() - began_s))
+                change.film.script_phase_peaks.extend(answer.phase_peaks)
+                change.enter(pb.Film.STATE_RENDERING)
 
     def _begin(self, film_id: str) -> pb.Film:
         film = self._store.film(film_id).film
         if films.has_ended(film.state):
             raise FilmEndedError
-        if film.state == pb.Film.STATE_QUEUED:
-            with self._store.change(film_id) as change:
-                change.enter(pb.Film.STATE_WRITING_SCRIPT)
         if film.waiting_reason:  # of a gateway that was killed; whether the film still waits shows now
             self._store.set_waiting(film_id, "")
         return film
 
     def _draft(self, run: StepRun, film: pb.Film, limits: ScriptLimits) -> tuple[Script, _Answer]:
         """Asks until the answer is a script, with another seed each time."""
-        question = _Question(run, film, Patience(run, self._announcer, "language model"))
-        context = self._models.llm(run, question.patience).context_token_count
-        prompt_bytes = len((script.INSTRUCTION + film.idea).encode())
-        question.token_count = context - prompt_bytes // _PROMPT_BYTES_PER_TOKEN - _FRAMING_TOKENS
+        question = Question(run, film, Patience(run, self._announcer, "language model"))
+        question.fit(self._models.llm(run, question.patience).context_token_count)
         for draft in range(1, MAX_DRAFT_COUNT + 1):
             answer = self._ask(question, limits.shorter(draft), draft)
             try:
@@ -142,7 +156,7 @@ class ScriptWriter:
             {"wrong": wrong},
         )
 
-    def _ask(self, question: _Question, limits: ScriptLimits, draft: int) -> _Answer:
+    def _ask(self, question: Question, limits: ScriptLimits, draft: int) -> _Answer:
         """One answer, however often the call must be made for it."""
         while True:
             question.attempt += 1
@@ -151,21 +165,20 @@ class ScriptWriter:
             call = self._llm.Generate(request)
             try:
                 with question.run.calling(call):
-                    text, completed = "", None
+                    reader, completed = ScriptReader(), None
                     for event in call:
                         question.run.beat()
                         question.patience.heard()
                         if event.HasField("text_delta"):
                             began = True
-                            text += event.text_delta.text
-                            self._tell(question, event.text_delta.text)
+                            self._take(question, reader, event.text_delta.text, limits)
                         elif event.HasField("completed"):
                             completed = event.completed
-                        if len(text) > _MAX_ANSWER_CHARACTERS:
+                        if len(reader.text) > _MAX_ANSWER_CHARACTERS:
                             break
                 if completed is None:
-                    return _Answer(text, llm_pb2.FINISH_REASON_UNSPECIFIED, ())
-                return _Answer(text, completed.finish_reason, completed.phase_peaks)
+                    return _Answer(reader.text, llm_pb2.FINISH_REASON_UNSPECIFIED, ())
+                return _Answer(reader.text, completed.finish_reason, completed.phase_peaks)
             except grpc.RpcError as error:
                 remote = error_from_status(error)
                 if remote.reason != "PROMPT_TOO_LONG" or not question.corrected(remote):
@@ -173,90 +186,35 @@ class ScriptWriter:
             except StalledError:
                 question.patience.stalled()
 
-    def _tell(self, question: _Question, text: str) -> None:
+    def _take(self, question: Question, reader: ScriptReader, text: str, limits: ScriptLimits) -> None:
+        """Passes a piece of the answer on, and stores the scenes that it makes whole."""
+        film_id = question.run.film_id
         delta = pb.WatchFilmResponse.ScriptDelta(text=text, attempt=question.attempt)
-        self._announcer.live(question.run.film_id, pb.WatchFilmResponse(script_delta=delta))
-
-    def _store_script(self, film: pb.Film, written: Script, answer: _Answer, seconds: float) -> None:
-        with self._store.change(film.film_id) as change:
-            if change.scenes:
-                return  # stored by a run of this step that was taken for dead
-            change.film.title = written.title
-            change.film.script_duration.CopyFrom(films.duration(seconds))
-            change.film.script_phase_peaks.extend(answer.phase_peaks)
-            for index, each in enumerate(written.scenes):
-                scene = pb.Scene(
-                    index=index,
-                    state=pb.Scene.STATE_QUEUED,
-                    narration=each.narration,
-                    picture=each.picture,
-                    motion=script.MOTIONS[each.motion],
-                    requested_duration=films.duration(film.settings.scene_seconds or each.seconds),
-                    seed=seeds.scene_seed(film.settings.seed, index),
-                )
-                change.scenes.append(SceneRecord(scene))
-            change.enter(pb.Film.STATE_RENDERING)
-            for index in range(len(written.scenes)):
-                change.tell_scene(index)
+        self._announcer.live(film_id, pb.WatchFilmResponse(script_delta=delta))
+        written = reader.take(text)
+        if written is None or len(written.scenes) > limits.most_scenes:
+            return
+        with self._store.change(film_id) as change:
+            if change.film.state == pb.Film.STATE_WRITING_SCRIPT:
+                _add_scenes(change, written)
 
 
-class _Question:
-    """What is asked of the language model for one film, over all drafts and calls.
-
-    Attributes:
-        attempt: calls made so far; watchers tell the pieces of one answer from those of the next by it.
-        token_count: tokens that the answer may have.
-    """
-
-    def __init__(self, run: StepRun, film: pb.Film, patience: Patience) -> None:
-        self.run = run
-        self.patience = patience
-        self.attempt = 0
-        self.token_count = 0
-        self._film = film
-        self._was_corrected = False
-
-    def request(self, limits: ScriptLimits, draft: int) -> llm_pb2.GenerateRequest:
-        """The request for a draft.
-
-        Raises:
-            FilmFailedError: the model's context has no room for a script.
-        """
-        settings = self._film.settings
-        fitting = limits.within(self.token_count)
-        if fitting is None and self._was_corrected:
-            raise FilmFailedError(
-                grpc.StatusCode.INVALID_ARGUMENT,
-                "PROMPT_TOO_LONG",
-                f"The idea leaves the language model {max(self.token_count, 0)} tokens for a script of"
-                f" {limits.most_scenes} scenes, which is too few; shorten the idea or ask for fewer scenes.",
-                {"left_token_count": str(max(self.token_count, 0))},
-            )
-        # Not known yet exactly: ask for what there may be; a server whose context it exceeds tells the figures.
-        fitting = fitting or limits.shorter(MAX_DRAFT_COUNT)
-        user = script.question(self._film.idea, limits.scene_count)
-        request = llm_pb2.GenerateRequest(
-            request_id=f"{self._film.film_id}-script-{draft}",
-            messages=[
-                llm_pb2.Message(role=llm_pb2.ROLE_SYSTEM, content=script.INSTRUCTION),
-                llm_pb2.Message(role=llm_pb2.ROLE_USER, content=user),
-            ],
-            max_output_token_count=max(1, min(self.token_count, fitting.most_characters * _TOKENS_PER_CHARACTER)),
-            seed=seeds.script_seed(settings.seed, draft),
-            json_schema=fitting.schema(),
+def _add_scenes(change: FilmChange, written: Script) -> None:
+    """Adds the scenes that are not stored yet."""
+    film = change.film
+    film.title = film.title or written.title
+    for index, each in enumerate(written.scenes[len(change.scenes) :], len(change.scenes)):
+        scene = pb.Scene(
+            index=index,
+            state=pb.Scene.STATE_QUEUED,
+            narration=each.narration,
+            picture=each.picture,
+            motion=script.MOTIONS[each.motion],
+            requested_duration=films.duration(film.settings.scene_seconds or each.seconds),
+            seed=seeds.scene_seed(film.settings.seed, index),
         )
-        if settings.HasField("temperature"):
-            request.temperature = settings.temperature
-        return request
-
-    def corrected(self, remote: RemoteError) -> bool:
-        """Takes the exact room for the answer from a refusal; False when it was taken before, or is not told."""
-        known = remote.metadata
-        if self._was_corrected or not {"context_token_count", "prompt_token_count"} <= known.keys():
-            return False
-        self._was_corrected = True
-        self.token_count = int(known["context_token_count"]) - int(known["prompt_token_count"])
-        return True
+        change.scenes.append(SceneRecord(scene))
+        change.tell_scene(index)
 
 
 def _check(settings: pb.FilmSettings, video: video_pb2.GetModelResponse) -> None:

@@ -9,6 +9,8 @@ import pytest
 from gateway_doubles import LLM, VIDEO, LlmDouble, Serving, VideoDouble
 from gateway_process import Gateway
 
+from halfreel.gpu.v1 import gpu_pb2
+
 
 @pytest.fixture(scope="session")
 def llm() -> Iterator[Serving]:
@@ -32,6 +34,7 @@ def well_behaved(llm: Serving, video: Serving) -> Iterator[None]:
             serving.up()
         serving.double.behaviours.reset()
     llm.double.context_token_count = 8192
+    video.double.model_state = gpu_pb2.MODEL_STATE_AWAKE
     video.double.step_s, video.double.crf, video.double.noisy, video.double.most_running = 0.0, "18", False, 0
     yield
     for serving in (llm, video):

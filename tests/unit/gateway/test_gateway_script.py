@@ -9,6 +9,7 @@ import pytest
 
 from halfreel_gateway import script, seeds
 from halfreel_gateway.script import NoScriptError, ScriptLimits, parse
+from halfreel_gateway.script_reader import ScriptReader
 
 ANY = ScriptLimits(scene_count=None, min_seconds=1, max_seconds=8)
 SCENE = {"narration": "n", "picture": "p", "seconds": 2, "motion": "still"}
@@ -105,6 +106,32 @@ def test_texts_are_always_valid_utf8() -> None:
     assert read.title == "a b"
     assert script.clean_text("\u0000 a\u0085b\ud800") == "a b"
     read.title.encode()
+
+
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+def test_a_script_is_read_while_it_is_written(size: int) -> None:
+    scenes = [SCENE | {"narration": f'brackets }}] {{[ and a quote " and \\ in scene {i}'} for i in range(3)]
+    text = answer(scenes=scenes)
+    reader = ScriptReader()
+    parts = [reader.take(text[start : start + size]) for start in range(0, len(text), size)]
+    told = [part for part in parts if part is not None]
+    assert reader.text == text
+    assert told[-1] == parse(text, ANY)
+    assert [len(part.scenes) for part in told] == ([3] if size > len(text) else [1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    "text", ["once upon a {time} [", "[[{}]]", '{"scenes":[{}]', "}" * 10, '{"title":"a","scenes":[{"narration":"}"}']
+)
+def test_nothing_is_told_of_what_is_no_script(text: str) -> None:
+    reader = ScriptReader()
+    assert [reader.take(character) for character in text] == [None] * len(text)
+
+
+def test_white_space_is_no_obstacle() -> None:
+    part = ScriptReader().take(json.dumps({"title": "t", "scenes": [SCENE, SCENE]}, indent=2)[:-5])
+    assert part is not None
+    assert len(part.scenes) == 2
 
 
 def test_the_question() -> None:
