@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from dockerfile import ROOT, execute, read_stages
 
-# The programs of requirements-deploy.txt are those beside this Python, and kubectl is that of tests/deploy/kubectl where
-# it is installed, whatever the PATH.
+# The programs of requirements-deploy.txt are those beside this Python, and kubectl is that of tests/deploy/kubectl
+# where it is installed, whatever the PATH.
 _FOLDERS = (Path(sys.executable).parent, ROOT / "tests" / "deploy" / "kubectl" / "node_modules" / "kubectl")
 os.environ["PATH"] = os.pathsep.join([*map(str, _FOLDERS), os.environ["PATH"]])
 
