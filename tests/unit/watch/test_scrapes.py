@@ -1,0 +1,115 @@
+"""A scrape: answered in every state of the server, soon, and no larger for whatever clients send."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+import urllib.request
+from typing import Any
+
+import grpc
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from small_server import order, small_server
+
+from halfreel_runtime.server import Server
+from halfreel_runtime.settings import ModelServerSettings
+
+WITHIN_S = 0.05
+
+
+def scrape(server: Server) -> tuple[float, dict[tuple[str, frozenset[tuple[str, str]]], float]]:
+    """Seconds that it took, and all samples."""
+    began = time.monotonic()
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics", timeout=5) as page:
+        text = page.read().decode()
+    seconds = time.monotonic() - began
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    return seconds, {(sample.name, frozenset(sample.labels.items())): sample.value for sample in samples}
+
+
+async def state(server: Server, name: str) -> str:
+    _, samples = await asyncio.to_thread(scrape, server)
+    return next(
+        dict(labels)["state"]
+        for (metric, labels), value in samples.items()
+        if metric == f"halfreel_{name}_state" and value == 1
+    )
+
+
+async def test_a_scrape_is_answered_from_the_start_to_the_end() -> None:
+    server, servicer = small_server(ModelServerSettings(grace_s=5))
+    loaded = threading.Event()
+    await server.start()
+    servicer.engine.start(lambda: loaded.wait(10) and None)
+    assert await state(server, "engine") == "loading"
+    loaded.set()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        generate = channel.unary_stream("/halfreel.llm.v1.LlmService/Generate")
+        call = generate(order("sleep 0.05 30").SerializeToString())
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            await call.read()
+        async with asyncio.timeout(5):
+            while await state(server, "engine") != "serving":
+                await asyncio.sleep(0.01)
+        call = generate(order("sleep 0.05 30").SerializeToString())
+        for _ in range(2):
+            await call.read()
+        stopping = asyncio.create_task(server.stop(5))
+        await asyncio.sleep(0.1)
+        assert await state(server, "engine") == "draining"
+        while await call.read() is not grpc.aio.EOF:  # the scrape took nothing from the request that drains
+            pass
+        await stopping
+    servicer.engine.close()
+
+
+async def test_a_scrape_takes_no_longer_while_the_model_computes(running: Any) -> None:
+    call = running.llm.Generate(order("compute 3"))
+    for _ in range(2):
+        await call.read()
+    seconds = sorted([(await asyncio.to_thread(scrape, running.server))[0] for _ in range(21)])
+    call.cancel()
+    # The median: a machine that is busy with other things may delay any one of them.
+    assert seconds[10] < WITHIN_S, seconds
+
+
+async def test_a_flood_of_distinct_strings_makes_no_series(running: Any) -> None:
+    async def flood(first: int, count: int) -> None:
+        for number in range(first, first + count):
+            name = f"client-{number}"
+            metadata = (("x-request-id", name), ("traceparent", name), ("authorization", f"Bearer {name}"))
+            kind = number % 4
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                if kind == 0:
+                    [_ async for _ in running.llm.Generate(order(f"{name} 1"), metadata=metadata)]
+                elif kind == 1:
+                    [_ async for _ in running.llm.Generate(order("count 1"), metadata=metadata)]
+                elif kind == 2:
+                    await running.channel.unary_unary(f"/halfreel.llm.v1.LlmService/{name}")(b"", metadata=metadata)
+                else:
+                    await running.channel.unary_unary(f"/{name}/{name}")(b"", metadata=metadata)
+
+    await flood(0, 8)
+    _, before = await asyncio.to_thread(scrape, running.server)
+    await flood(8, 400)
+    seconds, after = await asyncio.to_thread(scrape, running.server)
+    assert after.keys() == before.keys()
+    assert "client-" not in str(after)
+    assert seconds < 1
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz"])
+async def test_probes_are_on_the_same_port(running: Any, path: str) -> None:
+    def get() -> tuple[int, bytes]:
+        with urllib.request.urlopen(f"http://127.0.0.1:{running.server.metrics_port}{path}", timeout=5) as page:
+            return page.status, page.read()
+
+    async with asyncio.timeout(5):
+        while True:
+            with contextlib.suppress(urllib.error.HTTPError):
+                assert await asyncio.to_thread(get) == (200, b"ok\n")
+                return
+            await asyncio.sleep(0.01)
