@@ -19,6 +19,7 @@ from halfreel_gateway.announcer import Announcer
 from halfreel_gateway.artifacts import Artifacts
 from halfreel_gateway.channels import balanced_channel
 from halfreel_gateway.database import Database, database_url
+from halfreel_gateway.film_traces import FilmTraces
 from halfreel_gateway.follower import ScriptFollower
 from halfreel_gateway.hub import Hub
 from halfreel_gateway.jobs import DbosEnvironmentError, Jobs
@@ -72,6 +73,7 @@ def _run(settings: GatewaySettings) -> int:
     scene_metrics = SceneMetrics(metrics.registry)
     metrics.registry.register(DiskCollector(data_dir, settings.min_free_disk_bytes))
 
+    traces = FilmTraces()
     hub = Hub()
     running = RunningSteps(settings.stall_s)
 
@@ -81,6 +83,7 @@ def _run(settings: GatewaySettings) -> int:
                 state = pb.Film.State.Name(event.state_changed.state).removeprefix("STATE_").lower()
                 _logger.info("film", extra={"film_id": film_id, "state": state})
         film_metrics.take(film_id, events)
+        traces.take(film_id, events)
         hub.publish(film_id, events)
         running.film_changed(film_id, ended=any(films.ends_film(event) for event in events))
 
@@ -103,7 +106,7 @@ def _run(settings: GatewaySettings) -> int:
     follower = ScriptFollower(store, running, memory.resident_together)
     renderer = SceneRenderer(store, running, announcer, artifacts, video, scene_metrics.count)
     joiner = FilmJoiner(store, running, artifacts)
-    production = Production(store, running, artifacts, writer, follower, renderer, joiner)
+    production = Production(store, running, artifacts, writer, follower, renderer, joiner, traces)
     jobs = Jobs(production, store, url, settings.executor_id)
 
     reception = Reception(store, artifacts, models, jobs.start, jobs.forget, settings.min_free_disk_bytes)

@@ -7,7 +7,7 @@ films are made.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from halfreel.gateway.v1 import gateway_pb2 as pb
 from halfreel_gateway import films
@@ -34,8 +34,14 @@ class FilmTraces:
                 self._begun.pop(film_id, None)
 
     @contextmanager
-    def step(self, name: str, film_id: str, scene: int | None = None) -> Iterator[None]:
-        """A step of a film's production: in its film's trace, a span of its own, its logs under its film's request."""
+    def step(self, film_id: str, name: str | None, scene: int | None = None) -> Iterator[None]:
+        """A step of a film's production: in its film's trace, its logs under its film's request.
+
+        Args:
+            film_id: the film.
+            name: of a span for the step; None for no span, as for one that only waits.
+            scene: the scene's index, where the step is of one.
+        """
         context, request_id = self._begun.get(film_id, (None, ""))
         before = trace_var.get(), request_id_var.get()
         trace_var.set(context or TraceContext(film_id, film_id[:_SPAN_ID_DIGITS]))
@@ -44,7 +50,7 @@ class FilmTraces:
         if scene is not None:
             attributes["halfreel.scene_index"] = scene
         try:
-            with span(name, attributes):
+            with span(name, attributes) if name is not None else nullcontext():
                 yield
         finally:
             trace_var.set(before[0])

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from halfreel_gateway.artifacts import Artifacts
 from halfreel_gateway.failures import FilmEndedError, FilmFailedError, disk_full_failure, is_disk_full
+from halfreel_gateway.film_traces import FilmTraces
 from halfreel_gateway.follower import ScriptFollower
 from halfreel_gateway.joiner import FilmJoiner
 from halfreel_gateway.models import RenderPlan
@@ -43,6 +44,7 @@ class Production:
         follower: tells which scenes are written.
         renderer: renders scenes.
         joiner: joins films.
+        traces: of films.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Production:
         follower: ScriptFollower,
         renderer: SceneRenderer,
         joiner: FilmJoiner,
+        traces: FilmTraces,
     ) -> None:
         self._store = store
         self._running = running
@@ -62,6 +65,7 @@ class Production:
         self._follower = follower
         self._renderer = renderer
         self._joiner = joiner
+        self._traces = traces
 
     def prepare(self, film_id: str) -> Preparation | None:
         """Begins the film; None when it has ended."""
@@ -69,7 +73,7 @@ class Production:
 
     def write_script(self, film_id: str, preparation: Preparation) -> None:
         """Stores the film's scenes, or ends the film."""
-        self._carry_out(film_id, None, lambda: self._writer.write(film_id, preparation))
+        self._carry_out(film_id, None, lambda: self._writer.write(film_id, preparation), "write_script")
 
     def wait_scene(self, film_id: str, index: int) -> bool:
         """Waits until the scene may be rendered; False when there is no such scene, or the film has ended."""
@@ -77,7 +81,7 @@ class Production:
 
     def render_scene(self, film_id: str, index: int, plan: RenderPlan) -> None:
         """Stores the scene's clip, or ends the film."""
-        self._carry_out(film_id, index, lambda: self._renderer.render(film_id, index, plan))
+        self._carry_out(film_id, index, lambda: self._renderer.render(film_id, index, plan), "render_scene")
 
     def wait_rendered(self, film_id: str) -> bool:
         """Waits for all clips; False when the film has ended."""
@@ -90,7 +94,7 @@ class Production:
 
     def join(self, film_id: str) -> list[int]:
         """Publishes the film; the scenes that must be rendered again first, none when it is done or has ended."""
-        return self._carry_out(film_id, None, lambda: self._joiner.join(film_id)) or []
+        return self._carry_out(film_id, None, lambda: self._joiner.join(film_id), "join_clips") or []
 
     def give_up_clips(self, film_id: str) -> None:
         """Ends a film whose clips were damaged every time they were rendered."""
@@ -121,8 +125,14 @@ class Production:
                 )
                 return
 
-    def _carry_out(self, film_id: str, scene: int | None, work: Callable[[], T]) -> T | None:
+    def _carry_out(
+        self, film_id: str, scene: int | None, work: Callable[[], T], span_name: str | None = None
+    ) -> T | None:
         """The work's result; None when the film has ended, by this step or otherwise."""
+        with self._traces.step(film_id, span_name, scene):
+            return self._carried_out(film_id, scene, work)
+
+    def _carried_out(self, film_id: str, scene: int | None, work: Callable[[], T]) -> T | None:
         while True:
             try:
                 return work()
