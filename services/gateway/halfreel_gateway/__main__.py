@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import sqlalchemy as sa
 
 from halfreel.gateway.v1 import gateway_pb2 as pb
 from halfreel.gateway.v1 import gateway_pb2_grpc
-from halfreel_gateway import films
+from halfreel_gateway import films, folder_lock, migrations
 from halfreel_gateway.announcer import Announcer
 from halfreel_gateway.artifacts import Artifacts
 from halfreel_gateway.channels import balanced_channel
 from halfreel_gateway.database import Database, database_url
 from halfreel_gateway.film_traces import FilmTraces
 from halfreel_gateway.follower import ScriptFollower
+from halfreel_gateway.heartbeat import Heartbeat
 from halfreel_gateway.hub import Hub
 from halfreel_gateway.jobs import DbosEnvironmentError, Jobs
 from halfreel_gateway.joiner import FilmJoiner
@@ -66,7 +65,7 @@ def main() -> None:
 def _run(settings: GatewaySettings) -> int:
     data_dir = settings.data_dir.expanduser()
     data_dir.mkdir(parents=True, exist_ok=True, mode=0o750)
-    lock = _take(data_dir / f".{settings.executor_id}.lock")
+    lock = folder_lock.take(data_dir, settings.executor_id)
 
     metrics = ServerMetrics(SERVICE, None, None)
     film_metrics = FilmMetrics(metrics.registry)
@@ -89,7 +88,8 @@ def _run(settings: GatewaySettings) -> int:
 
     url = database_url(settings.database_url, data_dir)
     database = Database(url)
-    database.create_tables()
+    with database.writing() as connection:
+        migrations.migrate(connection)
     store = FilmStore(database, publish, settings.max_active_film_count)
     artifacts = Artifacts(data_dir, settings.executor_id)
     artifacts.sweep(store.uses_clip, store.uses_film)
@@ -128,34 +128,26 @@ def _run(settings: GatewaySettings) -> int:
             await hub.stop()
             await memory.close()
 
+    def take_over(executor_id: str) -> None:
+        artifacts.sweep_temporary(executor_id)
+        jobs.take_over(executor_id)
+
+    heartbeat = Heartbeat(database, settings.executor_id, take_over) if database.is_shared else None
     running.start(store.positions)
-    jobs.launch(settings.scene_concurrency or len(settings.video_addresses))
+    if heartbeat is not None:
+        heartbeat.start()
+    jobs.launch(settings.scene_concurrency or asyncio.run(memory.video_server_count()))
     try:
         return asyncio.run(serve())
     finally:
         running.stop()
+        if heartbeat is not None:
+            heartbeat.stop()
         jobs.close()
         llm.close()
         video.close()
         database.close()
         os.close(lock)
-
-
-def _take(path: Path) -> int:
-    """Holds a lock file until the process ends, however it ends.
-
-    Raises:
-        ValueError: another process holds it.
-    """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ValueError(
-            f"another gateway named {path.name.removesuffix('.lock').removeprefix('.')!r} runs on this data_dir;"
-            " stop it, or give this one another data_dir or executor_id"
-        ) from None
-    return descriptor
 
 
 def _not_started(reason: str) -> int:

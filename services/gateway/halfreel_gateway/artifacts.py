@@ -19,10 +19,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from halfreel_gateway.failures import disk_full_failure
+from halfreel_gateway.folder_lock import is_held
 
 CLIPS, FILMS = "clips", "films"
 _FILE_NAME = re.compile(r"([0-9a-f]{64}|[0-9a-f]{32})\.mp4")
 _TEMPORARY_SUFFIX = ".part"
+_TEMPORARY_NAME = re.compile(r"\.(?P<owner>.+)-[0-9a-f]{16}\.part")
 _READ_BYTES = 1 << 20
 # A file that is not referred to is left alone for so long: another gateway may be about to refer to it.
 _ORPHAN_AGE_S = 3600.0
@@ -35,7 +37,7 @@ class Artifacts:
 
     Args:
         data_dir: of the gateway; made if missing.
-        owner: of this process's temporary files, so that a restart clears up its own alone.
+        owner: of this process's temporary files; it holds the folder's lock of that name.
     """
 
     def __init__(self, data_dir: Path, owner: str) -> None:
@@ -101,23 +103,40 @@ class Artifacts:
             raise disk_full_failure(needed_bytes + RESERVE_BYTES, free_bytes)
 
     def sweep(self, clip_in_use: Callable[[str], bool], film_in_use: Callable[[str], bool]) -> int:
-        """Removes what a killed process left: its temporary files, and old files that nothing refers to.
+        """At the start: removes what killed processes left, temporary files and old files that nothing refers to.
+
+        Another gateway's temporary files are left alone while it runs.
 
         Returns:
             Files removed.
         """
         removed = 0
+        removed = sum(map(self.sweep_temporary, self._dead_owners()))
         for folder, in_use in ((CLIPS, clip_in_use), (FILMS, film_in_use)):
             for path in (self._root / folder).iterdir():
-                if path.name.startswith(f".{self._owner}-") and path.suffix == _TEMPORARY_SUFFIX:
-                    orphan = True
-                else:
-                    named = bool(_FILE_NAME.fullmatch(path.name))
-                    orphan = named and _age_s(path) > _ORPHAN_AGE_S and not in_use(path.stem)
-                if orphan:
+                named = bool(_FILE_NAME.fullmatch(path.name))
+                if named and _age_s(path) > _ORPHAN_AGE_S and not in_use(path.stem):
                     path.unlink(missing_ok=True)
                     removed += 1
         return removed
+
+    def sweep_temporary(self, owner: str) -> int:
+        """Removes the temporary files of a gateway that does not run; returns how many."""
+        left = [path for path, its_owner in self._temporary_files() if its_owner == owner]
+        for path in left:
+            path.unlink(missing_ok=True)
+        return len(left)
+
+    def _dead_owners(self) -> set[str]:
+        """This process's own name, which has just started, and those of others that do not run."""
+        others = {owner for _, owner in self._temporary_files()} - {self._owner}
+        return {self._owner} | {owner for owner in others if not is_held(self._root, owner)}
+
+    def _temporary_files(self) -> list[tuple[Path, str]]:
+        """Files in the making, with their owners."""
+        paths = [path for folder in (CLIPS, FILMS) for path in (self._root / folder).iterdir()]
+        matches = [(path, _TEMPORARY_NAME.fullmatch(path.name)) for path in paths]
+        return [(path, match["owner"]) for path, match in matches if match is not None]
 
     def _named(self, folder: str, stem: str) -> Path:
         name = f"{stem}.mp4"

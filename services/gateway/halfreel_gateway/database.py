@@ -1,6 +1,7 @@
-"""The gateway's database: its three tables, and how SQLite and PostgreSQL are opened.
+"""The gateway's database: its tables, and how SQLite and PostgreSQL are opened.
 
-It does not know what a film is: films, scenes and events are rows with a protobuf message in each.
+It does not know what a film is: films, scenes and events are rows with a protobuf message in each. What changes here is
+a new version of the tables, and needs a step in `migrations`.
 """
 
 from __future__ import annotations
@@ -59,6 +60,17 @@ events = sa.Table(
     sa.Column("event", sa.LargeBinary, nullable=False),
 )
 
+# One row.
+schema_version = sa.Table("schema_version", metadata, sa.Column("version", sa.Integer, primary_key=True))
+
+# Those that share the database, where it is PostgreSQL.
+gateways = sa.Table(
+    "gateways",
+    metadata,
+    sa.Column("executor_id", sa.String(64), primary_key=True),
+    sa.Column("beat_time", sa.DateTime(timezone=True), nullable=False),
+)
+
 
 def database_url(configured: str, data_dir: Path) -> sa.URL:
     """The database to use: the one that is set, or a SQLite file in the data folder.
@@ -95,10 +107,10 @@ class Database:
             sa.event.listen(self._engine, "connect", _configure_sqlite)
             sa.event.listen(self._engine, "begin", _begin_sqlite)
 
-    def create_tables(self) -> None:
-        """Makes what is missing of the tables."""
-        with self.writing() as connection:
-            metadata.create_all(connection)
+    @property
+    def is_shared(self) -> bool:
+        """Whether gateways on several hosts may use it."""
+        return self.url.get_backend_name() == "postgresql"
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:

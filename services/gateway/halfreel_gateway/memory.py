@@ -58,6 +58,11 @@ class ServersMemory:
             asked.cancel()
             return False
 
+    async def video_server_count(self) -> int:
+        """Video servers there are now, those behind a name counted; a name that can't be resolved is one."""
+        names = [address for kind, address in self._addresses if kind == pb.SERVER_KIND_VIDEO]
+        return sum(map(len, await asyncio.gather(*map(resolve, names))))
+
     async def ask(self) -> list[pb.ServerMemory]:
         """One entry a server, in the order of the settings; one that does not answer in 2 s is told as such."""
         resolved = await asyncio.gather(*(resolve(address) for _, address in self._addresses))

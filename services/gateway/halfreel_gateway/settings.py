@@ -51,7 +51,7 @@ class GatewaySettings(ServerSettings):
         None, description="Key of model_certificate_file, PEM; nobody else may be able to read it."
     )
     scene_concurrency: int = Field(
-        0, ge=0, le=256, description="Scenes rendered at once; 0 is one for each of video_addresses."
+        0, ge=0, le=256, description="Scenes rendered at once; 0 is one for each video server found at the start."
     )
     max_active_film_count: int = Field(
         64, ge=1, le=1000, description="Films that may be in the making at once; more are refused."

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from gateway_process import Gateway
 from halfreel.gateway.v1 import gateway_pb2 as pb
 
 pytestmark = pytest.mark.postgresql
+
+TAKEN_OVER_WITHIN_S = 30
 
 # Runs a program as another user, in a process of its own: subprocess's `user` forks this one, gRPC's threads and all.
 BECOME = """
@@ -106,3 +109,33 @@ def test_a_killed_gateway_resumes(gateways: tuple[Gateway, Gateway], video: Serv
     one.start()
     ended = one.ended(film.film_id)
     assert sum(scene.attempt_count for scene in ended.scenes) <= 4
+
+
+def test_films_of_a_dead_gateway_are_taken_over(gateways: tuple[Gateway, Gateway], video: Serving) -> None:
+    one, other = gateways
+    undisturbed = one.ended(one.create("left behind", scene_count=3, seed=7).film_id)
+    video.double.behaviours.reset()
+    video.double.behaviours.script("ok", "hold", "hold")
+    film = one.create("left behind", scene_count=3, seed=7)
+    assert video.double.behaviours.held.wait(10)
+    one.kill()
+    began_s = time.monotonic()
+    (one.data_dir / "clips" / ".one-0123456789abcdef.part").write_bytes(b"half a clip")
+    video.double.behaviours.let_go.set()
+    ended = other.ended(film.film_id, within_s=TAKEN_OVER_WITHIN_S)
+    assert time.monotonic() - began_s < TAKEN_OVER_WITHIN_S
+    assert ended.video.sha256 == undisturbed.video.sha256
+    assert not list((one.data_dir / "clips").glob(".*"))
+    one.start()  # finds nothing left to do
+    one.ended(one.create("back again", scene_count=1).film_id)
+
+
+def test_a_gateway_that_stops_hands_over_at_once(gateways: tuple[Gateway, Gateway], llm: Serving) -> None:
+    one, other = gateways
+    llm.double.behaviours.script("hold")
+    film = one.create("handed over", scene_count=1, seed=8)
+    assert llm.double.behaviours.held.wait(10)
+    assert one.stop() == 0
+    llm.double.behaviours.let_go.set()
+    other.ended(film.film_id, within_s=12)
+    one.start()

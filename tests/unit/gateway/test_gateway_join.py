@@ -15,6 +15,7 @@ from gateway_doubles import make_clip
 from halfreel_gateway.artifacts import Artifacts
 from halfreel_gateway.clip import DamagedVideoError, read_facts
 from halfreel_gateway.failures import FilmFailedError
+from halfreel_gateway.folder_lock import is_held, take
 from halfreel_gateway.join import DamagedPartError, Part, join
 
 CAPTIONS = ["A {red} circle \\N rises,", '你好, "blue" & <b>sky</b> é', "the end. 🎬"]
@@ -135,15 +136,34 @@ def test_no_name_leads_out_of_the_folder(tmp_path: Path, name: str) -> None:
 
 def test_a_start_clears_up_what_a_kill_left(tmp_path: Path) -> None:
     artifacts = Artifacts(tmp_path, "me")
-    old = {"clips/.me-1.part", f"clips/{'1' * 64}.mp4", f"films/{'2' * 32}.mp4"}
-    kept = {"clips/.other-1.part", f"clips/{'3' * 64}.mp4", f"clips/{'4' * 64}.mp4", "films/notes.txt"}
+    running = take(tmp_path, "running-1")
+    part = f"-{'5' * 16}.part"
+    old = {f"clips/.me{part}", f"films/.dead{part}", f"clips/{'1' * 64}.mp4", f"films/{'2' * 32}.mp4"}
+    kept = {f"clips/.running-1{part}", f"clips/{'3' * 64}.mp4", f"clips/{'4' * 64}.mp4", "films/notes.txt"}
     for name in old | kept:
         (tmp_path / name).write_bytes(b"x")
         if "4444" not in name:
             os.utime(tmp_path / name, (0, 0))
     removed = artifacts.sweep(lambda sha256: sha256 == "3" * 64, lambda _: False)
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*")}
-    assert (removed, left) == (3, kept)
+    assert (removed, left) == (4, kept)
+    os.close(running)
+    assert artifacts.sweep(lambda _: True, lambda _: True) == 1
+    (tmp_path / f"clips/.me{part}").write_bytes(b"x")
+    (tmp_path / f"clips/.running-1{part}").write_bytes(b"x")
+    assert artifacts.sweep_temporary("running-1") == 1
+    assert (tmp_path / f"clips/.me{part}").exists()
+
+
+def test_a_folder_has_one_gateway_of_a_name(tmp_path: Path) -> None:
+    held = take(tmp_path, "me")
+    assert is_held(tmp_path, "me")
+    assert not is_held(tmp_path, "other")
+    with pytest.raises(ValueError, match="another gateway named 'me' runs on this data_dir"):
+        take(tmp_path, "me")
+    os.close(held)
+    assert not is_held(tmp_path, "me")
+    os.close(take(tmp_path, "me"))
 
 
 def test_a_disk_without_room(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from halfreel_gateway import pages
 from halfreel_gateway.change import SceneRecord
 from halfreel_gateway.database import Database, database_url
 from halfreel_gateway.failures import FilmEndedError, FilmFailedError
+from halfreel_gateway.migrations import migrate
 from halfreel_gateway.pages import Position
 from halfreel_gateway.store import FilmStore
 from halfreel_runtime.errors import AlreadyExists, FailedPrecondition, NotFound, QueueFull
@@ -41,7 +42,8 @@ def told() -> Told:
 @pytest.fixture
 def store(tmp_path: Path, told: Told) -> Iterator[FilmStore]:
     database = Database(database_url("", tmp_path))
-    database.create_tables()
+    with database.writing() as connection:
+        migrate(connection)
     yield FilmStore(database, told, max_active_count=1000)
     database.close()
 
@@ -183,7 +185,8 @@ def test_going_on_ends_the_waiting(store: FilmStore) -> None:
 
 def test_as_many_active_films_as_may(tmp_path: Path, told: Told) -> None:
     database = Database(database_url("", tmp_path))
-    database.create_tables()
+    with database.writing() as connection:
+        migrate(connection)
     store = FilmStore(database, told, max_active_count=2)
     first = create(store, "1")
     create(store, "2")
@@ -246,7 +249,8 @@ def test_a_changed_token_is_noticed() -> None:
 def test_a_crash_between_commits_keeps_what_was_committed(tmp_path: Path, told: Told) -> None:
     for round_number in range(3):
         database = Database(database_url("", tmp_path))
-        database.create_tables()
+        with database.writing() as connection:
+            migrate(connection)
         store = FilmStore(database, told, max_active_count=1000)
         create(store, str(round_number))
         assert store.counts() == {pb.Film.STATE_QUEUED: round_number + 1}

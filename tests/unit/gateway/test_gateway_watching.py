@@ -12,6 +12,7 @@ import pytest
 from halfreel.gateway.v1 import gateway_pb2 as pb
 from halfreel_gateway.database import Database, database_url
 from halfreel_gateway.hub import Hub
+from halfreel_gateway.migrations import migrate
 from halfreel_gateway.store import FilmStore
 from halfreel_gateway.watch import watch
 from halfreel_gateway.watch_buffer import MAX_COUNT, MERGE_BEYOND_COUNT, WatchBuffer
@@ -89,7 +90,8 @@ def hub() -> Hub:
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[Database]:
     database = Database(database_url("", tmp_path))
-    database.create_tables()
+    with database.writing() as connection:
+        migrate(connection)
     yield database
     database.close()
 
