@@ -13,6 +13,14 @@ import sentencepiece
 import torch
 from transformers import GlmConfig, GlmForCausalLM
 
+from halfreel_llm.checkpoint import Checkpoint
+from halfreel_llm.generation import TextModel
+from halfreel_llm.network import Network
+from halfreel_llm.tokenizer import TextTokenizer
+from halfreel_llm.weights import load_model
+from halfreel_runtime.device import CPU
+from halfreel_runtime.memory import MemoryMonitor
+
 PIECE_COUNT = 1000
 VOCABULARY_SIZE = 1024  # the pieces, nine control tokens, and padding as in the published checkpoint
 CONTEXT_TOKEN_COUNT = 1024
@@ -93,6 +101,15 @@ def save_glm(folder: Path, seed: int = 0, **changes: Any) -> Path:
     glm(seed, **changes).save_pretrained(folder)
     (folder / "tokenizer.model").write_bytes(train_pieces())
     return folder
+
+
+def text_model(checkpoint: Checkpoint, tokenizer: TextTokenizer, slot_count: int = 4) -> TextModel:
+    """Loads a folder through the server's own path, on the CPU in FP32."""
+    model = load_model(checkpoint, device=torch.device("cpu"), dtype=torch.float32)
+    context = checkpoint.config.max_position_embeddings
+    return TextModel(
+        Network(model, context), tokenizer, MemoryMonitor(CPU), slot_count=slot_count, context_token_count=context
+    )
 
 
 CHATGLM3_CONFIG: dict[str, Any] = {

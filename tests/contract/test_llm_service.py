@@ -26,7 +26,7 @@ from halfreel.gpu.v1 import gpu_pb2
 from halfreel.llm.v1 import llm_pb2, llm_pb2_grpc
 from halfreel_llm import __main__ as llm_main
 from halfreel_llm import served_model
-from halfreel_llm.generation import TextModel
+from halfreel_llm.network import Network
 from halfreel_llm.settings import LlmSettings
 from halfreel_runtime.errors import error_from_status
 from halfreel_runtime.server import Server
@@ -431,7 +431,7 @@ async def rest(call: Any) -> list[llm_pb2.GenerateResponse]:
 
 
 async def test_a_full_queue_refuses_and_says_when_to_come_back(folder: Path) -> None:
-    async with serving(folder, max_waiting_request_count=1) as (stub, _):
+    async with serving(folder, max_waiting_request_count=1, slot_count=1) as (stub, _):
         running = stub.Generate(endless())
         await begin(running)
         waiting = stub.Generate(endless())
@@ -449,7 +449,7 @@ async def test_a_full_queue_refuses_and_says_when_to_come_back(folder: Path) -> 
 
 
 async def test_requests_run_in_turn(folder: Path) -> None:
-    async with serving(folder) as (stub, _):
+    async with serving(folder, slot_count=1) as (stub, _):
 
         async def write() -> list[llm_pb2.GenerateResponse]:
             return [event async for event in stub.Generate(request())]
@@ -479,7 +479,7 @@ async def test_out_of_memory_fails_the_request_alone(folder: Path, monkeypatch: 
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
         with monkeypatch.context() as patch:
-            patch.setattr(TextModel, "_forward", exhausted)
+            patch.setattr(Network, "forward", exhausted)
             error = await error_of(stub.Generate(request()))
         assert (error.code, error.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY")
         after = [event async for event in stub.Generate(request())]
@@ -492,7 +492,7 @@ async def test_a_broken_device_ends_the_server(folder: Path, monkeypatch: pytest
         def broken(*_: Any) -> None:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-        monkeypatch.setattr(TextModel, "_forward", broken)
+        monkeypatch.setattr(Network, "forward", broken)
         error = await error_of(stub.Generate(request()))
         assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "ENGINE_DEAD")
         error = await error_of(stub.Generate(request()))
@@ -509,7 +509,7 @@ async def test_an_unknown_failure_tells_nothing_but_the_request_id(
             raise LookupError("/secret/path")
 
         with monkeypatch.context() as patch:
-            patch.setattr(TextModel, "_forward", failing)
+            patch.setattr(Network, "forward", failing)
             error = await error_of(stub.Generate(request(), metadata=(("x-request-id", "r-77"),)))
         assert (error.code, error.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
         assert "secret" not in error.message

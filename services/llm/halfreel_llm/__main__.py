@@ -48,11 +48,10 @@ def make_server(settings: LlmSettings) -> Server:
 
     from halfreel.gpu.v1 import gpu_pb2_grpc
     from halfreel.llm.v1 import llm_pb2_grpc
-    from halfreel_llm.replies import Event
+    from halfreel_llm.batch_engine import BatchEngine
     from halfreel_llm.served_model import load_served_model
     from halfreel_llm.service import LlmService
     from halfreel_runtime.device import find_device
-    from halfreel_runtime.engine import Engine
     from halfreel_runtime.memory import MemoryMonitor
     from halfreel_runtime.memory_limit import MemoryLimit
     from halfreel_runtime.memory_service import WATCH_METHODS, MemoryService
@@ -64,7 +63,7 @@ def make_server(settings: LlmSettings) -> Server:
     limit = MemoryLimit.of(settings, device)
     limit.enforce()
     memory = MemoryMonitor(device, budget_bytes=limit.budget_bytes)
-    engine = Engine[Event](name="llm", max_waiting_count=settings.max_waiting_request_count, stall_s=settings.stall_s)
+    engine = BatchEngine(name="llm", max_waiting_count=settings.max_waiting_request_count, stall_s=settings.stall_s)
     service = LlmService(engine, memory)
     server = Server(settings, service=SERVICE, metrics=ServerMetrics(SERVICE, engine, memory))
     server.add(llm_pb2_grpc.add_LlmServiceServicer_to_server, service, "halfreel.llm.v1.LlmService", engine)

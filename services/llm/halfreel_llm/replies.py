@@ -5,8 +5,8 @@ from __future__ import annotations
 from google.protobuf.duration_pb2 import Duration
 
 from halfreel.llm.v1 import llm_pb2
-from halfreel_llm.generation import Finished, FinishReason, TextDelta, TextRequest
 from halfreel_llm.precision import dtype_name
+from halfreel_llm.reply import Finished, FinishReason, TextDelta, TextRequest
 from halfreel_llm.served_model import ServedModel
 from halfreel_runtime.engine import Queued
 
@@ -40,12 +40,16 @@ def response(event: Queued | Event, request: TextRequest, model: ServedModel, ac
             finish_reason=_REASONS[event.reason],
             prompt_token_count=len(request.prompt_ids),
             output_token_count=event.output_token_count,
-            seed=request.seed,
+            seed=request.sampling.seed,
             queue_duration=_duration(event.started_s - accepted_s),
             time_to_first_token=_duration(event.first_token_s - event.started_s),
             generate_duration=_duration(event.last_token_s - event.started_s),
             phase_peaks=event.phase_peaks,
             dtype=dtype_name(model.text_model.dtype),
+            cached_prompt_token_count=event.cached_prompt_token_count,
+            rungs=event.rungs,
+            forced_token_count=event.forced_token_count,
+            speculated_token_count=event.speculated_token_count,
         )
     )
 
@@ -56,11 +60,11 @@ def model_response(model: ServedModel, max_waiting_request_count: int) -> llm_pb
     return llm_pb2.GetModelResponse(
         model_id=model.checkpoint.model_id,
         revision=model.checkpoint.revision,
-        architecture=text_model.architecture,
+        architecture=model.checkpoint.architecture.model_class.__name__,
         dtype=dtype_name(text_model.dtype),
         device=str(text_model.device),
-        parameter_count=text_model.parameter_count,
-        weight_bytes=text_model.weight_bytes,
+        parameter_count=text_model.network.parameter_count,
+        weight_bytes=text_model.network.weight_bytes,
         context_token_count=model.context_token_count,
         default_temperature=defaults.temperature,
         default_top_p=defaults.top_p,
@@ -68,6 +72,9 @@ def model_response(model: ServedModel, max_waiting_request_count: int) -> llm_pb
         default_max_output_token_count=defaults.max_output_tokens,
         max_waiting_request_count=max_waiting_request_count,
         contract_version=CONTRACT_VERSION,
+        slot_count=text_model.slot_count,
+        weight_precision=text_model.network.weight_precision,
+        kv_cache_bytes_per_token=text_model.cache_bytes_per_token,
     )
 
 

@@ -12,8 +12,9 @@ import secrets
 from halfreel.llm.v1 import llm_pb2
 from halfreel_llm import limits
 from halfreel_llm.defaults import Defaults
-from halfreel_llm.generation import TextRequest
 from halfreel_llm.messages import Message, Role
+from halfreel_llm.reply import TextRequest
+from halfreel_llm.sampling import SamplingSettings
 from halfreel_llm.schema import SchemaCompiler
 from halfreel_llm.tokenizer import TextTokenizer
 from halfreel_runtime.checks import Checks
@@ -60,10 +61,12 @@ class RequestReader:
             request_id=message.request_id or request_id_var.get(),
             prompt_ids=tuple(prompt_ids),
             max_output_tokens=max_output_tokens,
-            temperature=message.temperature if named("temperature") else defaults.temperature,
-            top_p=message.top_p if named("top_p") else defaults.top_p,
-            top_k=message.top_k if named("top_k") else defaults.top_k,
-            seed=message.seed if named("seed") else secrets.randbelow(limits.MAX_SEED + 1),
+            sampling=SamplingSettings(
+                temperature=message.temperature if named("temperature") else defaults.temperature,
+                top_p=message.top_p if named("top_p") else defaults.top_p,
+                top_k=message.top_k if named("top_k") else defaults.top_k,
+                seed=message.seed if named("seed") else secrets.randbelow(limits.MAX_SEED + 1),
+            ),
             stop=tuple(message.stop),
             matcher=matcher,
         )

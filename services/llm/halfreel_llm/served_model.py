@@ -12,6 +12,7 @@ import torch
 from halfreel_llm.checkpoint import Checkpoint, CheckpointError, find_checkpoint
 from halfreel_llm.defaults import Defaults
 from halfreel_llm.generation import TextModel
+from halfreel_llm.network import Network
 from halfreel_llm.precision import choose_dtype
 from halfreel_llm.request_reader import RequestReader
 from halfreel_llm.schema import SchemaCompiler
@@ -20,6 +21,9 @@ from halfreel_llm.tokenizer import open_tokenizer
 from halfreel_llm.weights import load_model
 from halfreel_runtime.device import Device
 from halfreel_runtime.memory import MemoryMonitor
+
+# Eight replies at once share a step for little more than one takes; each further slot is memory that others could use.
+_SLOT_COUNT = 8
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,12 @@ def load_served_model(settings: LlmSettings, device: Device, memory: MemoryMonit
     dtype = choose_dtype(settings.precision, on_gpu=device.kind == "cuda")
     with memory.phase("load"):
         model = load_model(checkpoint, device=torch.device(device.torch_name), dtype=dtype)
-    text_model = TextModel(model, tokenizer, memory)
-    text_model.warm_up(context)
+        network = Network(model, context)
+        del model  # its weights are the network's now
+    text_model = TextModel(
+        network, tokenizer, memory, slot_count=settings.slot_count or _SLOT_COUNT, context_token_count=context
+    )
+    text_model.warm_up()
     memory.clear()  # what the warm-up's cache held
     defaults = Defaults.of(checkpoint.generation_defaults, context)
     schemas = SchemaCompiler(tokenizer.grammar_tokenizer(checkpoint.config.vocab_size), tokenizer.reply_leads)

@@ -10,9 +10,9 @@ from typing import Any
 import grpc
 
 from halfreel.llm.v1 import llm_pb2, llm_pb2_grpc
-from halfreel_llm.replies import Event, merge, model_response, response
+from halfreel_llm.batch_engine import BatchEngine
+from halfreel_llm.replies import merge, model_response, response
 from halfreel_llm.served_model import ServedModel
-from halfreel_runtime.engine import Engine
 from halfreel_runtime.errors import Internal
 from halfreel_runtime.memory import MemoryMonitor
 
@@ -22,7 +22,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class LlmService(llm_pb2_grpc.LlmServiceServicer):
     """Serves one language model, once `model_loaded` has been called."""
 
-    def __init__(self, engine: Engine[Event], memory: MemoryMonitor) -> None:
+    def __init__(self, engine: BatchEngine, memory: MemoryMonitor) -> None:
         """Takes the engine that will own the model, and the memory it is watched by."""
         self._engine = engine
         self._memory = memory
@@ -30,6 +30,7 @@ class LlmService(llm_pb2_grpc.LlmServiceServicer):
 
     def model_loaded(self, model: ServedModel) -> None:
         """Takes the model; called once, in the engine's thread, before the engine serves."""
+        self._engine.use(model.text_model.batch)
         self._model = model
 
     async def Generate(
@@ -39,8 +40,7 @@ class LlmService(llm_pb2_grpc.LlmServiceServicer):
         accepted_s = time.monotonic()
         model = self._serving()
         wanted = await model.reader.read(request)
-        job = self._engine.run(lambda cancel: model.text_model.generate(wanted, cancel), merge=merge)
-        async with aclosing(job) as events:
+        async with aclosing(self._engine.write(wanted, merge=merge)) as events:
             async for event in events:
                 yield response(event, wanted, model, accepted_s)
 

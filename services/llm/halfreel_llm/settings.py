@@ -27,6 +27,9 @@ class LlmSettings(ModelServerSettings):
     context_token_count: int = Field(
         0, ge=0, le=2**20, description="Tokens that prompt and reply may have together; 0 takes all the model can."
     )
+    slot_count: int = Field(
+        0, ge=0, le=256, description="Requests that run at once, each with a KV cache of the whole context; 0 takes 8."
+    )
     thread_count: int = Field(
         0, ge=0, le=256, description="Threads of the CPU for one model operation; 0 takes all cores but one."
     )

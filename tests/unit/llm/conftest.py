@@ -11,9 +11,6 @@ import torch
 from halfreel_llm.checkpoint import Checkpoint, find_checkpoint
 from halfreel_llm.generation import TextModel
 from halfreel_llm.tokenizer import TextTokenizer, open_tokenizer
-from halfreel_llm.weights import load_model
-from halfreel_runtime.device import CPU
-from halfreel_runtime.memory import MemoryMonitor
 
 torch.set_num_threads(1)
 
@@ -35,5 +32,4 @@ def tokenizer(checkpoint: Checkpoint) -> TextTokenizer:
 
 @pytest.fixture(scope="session")
 def text_model(checkpoint: Checkpoint, tokenizer: TextTokenizer) -> TextModel:
-    model = load_model(checkpoint, device=torch.device("cpu"), dtype=torch.float32)
-    return TextModel(model, tokenizer, MemoryMonitor(CPU))
+    return tiny_llm.text_model(checkpoint, tokenizer)

@@ -8,22 +8,27 @@ from typing import Any
 import pytest
 import tiny_llm
 import torch
+from torch import Tensor
 
 from halfreel_llm.checkpoint import Checkpoint
 from halfreel_llm.generation import Finished, FinishReason, TextDelta, TextModel, TextRequest
 from halfreel_llm.messages import Message
+from halfreel_llm.network import Network
+from halfreel_llm.sampling import SamplingSettings
 from halfreel_llm.tokenizer import TextTokenizer
 from halfreel_llm.weights import load_model
 from halfreel_runtime.cancel import CancelToken
-from halfreel_runtime.device import CPU
 from halfreel_runtime.errors import Cancelled, Internal
-from halfreel_runtime.memory import MemoryMonitor
 
 
 @pytest.fixture
 def request_(tokenizer: TextTokenizer) -> TextRequest:
     prompt = tokenizer.encode_chat([Message("user", "a red circle moves over a blue sky")])
-    return TextRequest("r-1", tuple(prompt), 40, temperature=1.0, top_p=1.0, top_k=0, seed=7)
+    return TextRequest("r-1", tuple(prompt), 40, SamplingSettings(temperature=1.0, top_p=1.0, top_k=0, seed=7))
+
+
+def sampled(request: TextRequest, **changes: Any) -> TextRequest:
+    return dataclasses.replace(request, sampling=dataclasses.replace(request.sampling, **changes))
 
 
 def written(model: TextModel, request: TextRequest) -> tuple[str, Finished]:
@@ -48,21 +53,21 @@ def test_greedy_tokens_are_those_of_transformers_generate(
     stream, expected = tokenizer.stream(), ""
     for token_id in output[0, len(request_.prompt_ids) :].tolist():
         expected += "" if token_id in tokenizer.stop_ids else stream.push(token_id)
-    assert written(text_model, dataclasses.replace(request_, temperature=0.0))[0] == expected
+    assert written(text_model, sampled(request_, temperature=0.0))[0] == expected
     assert len(expected) > 20
 
 
 def test_the_seed_decides_the_text(text_model: TextModel, request_: TextRequest) -> None:
     once, again = written(text_model, request_)[0], written(text_model, request_)[0]
     assert once == again
-    assert once != written(text_model, dataclasses.replace(request_, seed=8))[0]
+    assert once != written(text_model, sampled(request_, seed=8))[0]
 
 
 def test_a_prompt_in_pieces_gives_the_same_text(
     text_model: TextModel, request_: TextRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = written(text_model, request_)[0]
-    monkeypatch.setattr(text_model, "_prefill_tokens", 4)
+    monkeypatch.setattr(text_model.runner, "piece_tokens", lambda alone: 4)
     assert len(request_.prompt_ids) > 12
     assert written(text_model, request_)[0] == whole
 
@@ -81,31 +86,31 @@ def test_deltas_account_for_every_token(text_model: TextModel, request_: TextReq
     assert finished.started_s <= finished.first_token_s <= finished.last_token_s
 
 
-class ScriptedModel:
+class Script:
     """A network that wants to write the given tokens, one after another."""
 
-    def __init__(self, real: Any, token_ids: list[int]) -> None:
-        self._real = real
+    def __init__(self, network: Network, token_ids: list[int]) -> None:
+        self._forward, self._logits = network.forward, network.logits
         self._token_ids = iter(token_ids)
         self.steps = 0
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._real, name)
-
-    def __call__(self, **inputs: Any) -> Any:
+    def forward(self, token_ids: Tensor, rows: Any) -> Tensor:
         self.steps += 1
-        output = self._real(**inputs)
-        output.logits[..., next(self._token_ids)] += 1e6
-        return output
+        return self._forward(token_ids, rows)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        logits = self._logits(hidden)
+        logits[..., next(self._token_ids)] += 1e6
+        return logits
 
 
 @pytest.fixture
 def scripted(checkpoint: Checkpoint, tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch) -> Any:
-    def script(token_ids: list[int]) -> tuple[TextModel, ScriptedModel]:
-        real = load_model(checkpoint, device=torch.device("cpu"), dtype=torch.float32)
-        model = TextModel(real, tokenizer, MemoryMonitor(CPU))
-        network = ScriptedModel(real, token_ids)
-        monkeypatch.setattr(model, "_model", network)
+    def script(token_ids: list[int]) -> tuple[TextModel, Script]:
+        model = tiny_llm.text_model(checkpoint, tokenizer)
+        network = Script(model.network, token_ids)
+        monkeypatch.setattr(model.network, "forward", network.forward)
+        monkeypatch.setattr(model.network, "logits", network.logits)
         return model, network
 
     return script
@@ -131,7 +136,7 @@ def test_a_stop_token_ends_a_reply_and_is_not_counted(
 
 def test_tokens_that_are_no_text_are_never_picked(scripted: Any, request_: TextRequest) -> None:
     model, _ = scripted([0, 1, 1000, 1007, 1023] * 8)  # <unk>, <s>, [MASK], <|assistant|>, padding
-    text, finished = written(model, dataclasses.replace(request_, temperature=0.0))
+    text, finished = written(model, sampled(request_, temperature=0.0))
     assert finished.output_token_count == 40
     assert "<" not in text
 
@@ -178,16 +183,16 @@ def test_cancel_stops_within_one_piece_of_the_prompt(
     scripted: Any, request_: TextRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, network = scripted([5] * 100)
-    monkeypatch.setattr(model, "_prefill_tokens", 4)
+    monkeypatch.setattr(model.runner, "piece_tokens", lambda alone: 4)
     assert len(request_.prompt_ids) > 12
     cancel = CancelToken()
-    forward = model._forward
+    forward = model.network.forward
 
     def cancelled_meanwhile(*step: Any) -> Any:
         cancel.cancel()
         return forward(*step)
 
-    monkeypatch.setattr(model, "_forward", cancelled_meanwhile)
+    monkeypatch.setattr(model.network, "forward", cancelled_meanwhile)
     with pytest.raises(Cancelled):
         next(model.generate(request_, cancel))
     assert network.steps == 1
@@ -196,14 +201,13 @@ def test_cancel_stops_within_one_piece_of_the_prompt(
 def test_numbers_that_are_not_finite_fail_the_request_alone(
     checkpoint: Checkpoint, tokenizer: TextTokenizer, request_: TextRequest
 ) -> None:
-    real = load_model(checkpoint, device=torch.device("cpu"), dtype=torch.float32)
-    model = TextModel(real, tokenizer, MemoryMonitor(CPU))
-    sound = real.lm_head.weight.clone()
-    with torch.no_grad():
-        real.lm_head.weight = torch.nn.Parameter(sound * float("inf"), requires_grad=False)
+    model = tiny_llm.text_model(checkpoint, tokenizer)
+    layer = model.network.layers[0].query_key_value
+    sound = layer.values
+    layer.values = sound * float("inf")
     with pytest.raises(Internal, match="not finite"):
         written(model, request_)
-    real.lm_head.weight = torch.nn.Parameter(sound, requires_grad=False)
+    layer.values = sound
     assert written(model, request_)[0]
 
 

@@ -24,9 +24,9 @@ def test_a_model_that_fits_is_ready(glm_folder: Path, text_model: TextModel) -> 
     diagnosis = doctor.diagnose(settings(glm_folder))
     assert diagnosis.ready
     assert [check.name for check in diagnosis.checks] == ["device", "model", "tokenizer", "weights", "memory"]
-    assert diagnosis.weight_bytes == text_model.weight_bytes
+    assert diagnosis.weight_bytes == text_model.network.weight_bytes
     assert diagnosis.cache_bytes == 2 * 2 * 2 * 16 * 1024 * 4  # key and value, layers, heads, head, tokens, bytes
-    assert doctor.diagnose(settings(glm_folder, precision="bf16")).weight_bytes == text_model.weight_bytes // 2
+    assert doctor.diagnose(settings(glm_folder, precision="bf16")).weight_bytes == text_model.network.weight_bytes // 2
     assert doctor.diagnose(settings(glm_folder, context_token_count=512)).cache_bytes == diagnosis.cache_bytes // 2
     assert diagnosis.versions["torch"]
 

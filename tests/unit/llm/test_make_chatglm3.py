@@ -11,6 +11,8 @@ import torch
 from halfreel_llm.checkpoint import find_checkpoint
 from halfreel_llm.generation import Finished, TextModel, TextRequest
 from halfreel_llm.messages import Message
+from halfreel_llm.network import Network
+from halfreel_llm.sampling import SamplingSettings
 from halfreel_llm.tokenizer import open_tokenizer
 from halfreel_llm.weights import load_model
 from halfreel_runtime.cancel import CancelToken
@@ -25,9 +27,10 @@ def test_what_it_makes_is_a_model(tmp_path: Path) -> None:
     checkpoint = find_checkpoint(str(tmp_path))
     assert len(checkpoint.weight_files) == 4
     tokenizer = open_tokenizer(checkpoint)
-    model = TextModel(
-        load_model(checkpoint, device=torch.device("cpu"), dtype=torch.float16), tokenizer, MemoryMonitor(CPU)
-    )
+    network = Network(load_model(checkpoint, device=torch.device("cpu"), dtype=torch.float16), 64)
+    model = TextModel(network, tokenizer, MemoryMonitor(CPU), slot_count=1, context_token_count=64)
     prompt = tuple(tokenizer.encode_chat([Message("user", "a red circle")]))
-    *_, finished = model.generate(TextRequest("", prompt, 8, temperature=1, top_p=1, top_k=0, seed=0), CancelToken())
+    *_, finished = model.generate(
+        TextRequest("", prompt, 8, SamplingSettings(1, top_p=1, top_k=0, seed=0)), CancelToken()
+    )
     assert isinstance(finished, Finished)

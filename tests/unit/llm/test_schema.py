@@ -13,6 +13,7 @@ import tiny_llm
 from halfreel_llm import limits
 from halfreel_llm.generation import Finished, FinishReason, TextModel, TextRequest
 from halfreel_llm.messages import Message
+from halfreel_llm.sampling import SamplingSettings
 from halfreel_llm.schema import SchemaCompiler, check_schema
 from halfreel_llm.tokenizer import TextTokenizer
 from halfreel_runtime.cancel import CancelToken
@@ -72,10 +73,7 @@ async def test_a_random_model_always_ends_in_valid_json(
             request_id="",
             prompt_ids=prompt,
             max_output_tokens=90 if seed % 4 == 0 else 500,
-            temperature=1.5,
-            top_p=1.0,
-            top_k=0,
-            seed=seed,
+            sampling=SamplingSettings(temperature=1.5, top_p=1.0, top_k=0, seed=seed),
             matcher=await compiler.compile(json.dumps(SCRIPT)),
         )
         *deltas, finished = text_model.generate(request, CancelToken())
@@ -98,7 +96,7 @@ async def test_a_greedy_random_model_too(
     prompt = tuple(tokenizer.encode_chat([Message("user", "go")]))
     matcher = await compiler.compile('{"type":"object","properties":{"n":{"type":"null"}},"required":["n"]}')
     *deltas, finished = text_model.generate(
-        TextRequest("", prompt, 400, temperature=0, top_p=1, top_k=0, seed=0, matcher=matcher), CancelToken()
+        TextRequest("", prompt, 400, SamplingSettings(0, top_p=1, top_k=0, seed=0), matcher=matcher), CancelToken()
     )
     assert isinstance(finished, Finished)
     if finished.reason is FinishReason.END_OF_TEXT:

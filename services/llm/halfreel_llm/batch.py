@@ -1,0 +1,327 @@
+"""The replies that are written at once: they join and leave between any two steps, each in a slot of its own.
+
+A step runs the tokens picked last, reads a piece of one prompt, and picks the next tokens. Knows no gRPC and no queue,
+and no device: a `Runner` does the arithmetic.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
+
+from halfreel.gpu.v1 import gpu_pb2
+from halfreel_llm.prefixes import Prefixes
+from halfreel_llm.reply import Finished, Reply, TextDelta, TextRequest
+from halfreel_llm.runner import Mask, Runner
+from halfreel_llm.sampling import NOT_FINITE, not_finite
+from halfreel_llm.tokenizer import TextTokenizer
+from halfreel_runtime.cancel import CancelToken
+from halfreel_runtime.errors import FatalError, HalfreelError
+from halfreel_runtime.failures import engine_error, release_frames
+from halfreel_runtime.memory import MemoryMonitor, RequestMemory
+
+# A message costs the event loop some 100 us whatever it holds: so many replies may each send one so often that the loop
+# has half its time for others. Text that comes sooner waits for the next.
+_MESSAGE_S = 200e-6
+# Tokens that a grammar leaves no choice of are read in a step of their own, which costs the others its time: alone it
+# always pays, in company from so many on.
+_FORCED_IN_COMPANY = 4
+
+
+class Reader(Protocol):
+    """Who waits for a reply."""
+
+    token: CancelToken
+
+    def put(self, event: TextDelta) -> None:
+        """Takes text.
+
+        Raises:
+            SlowReader: Too much lies unread.
+        """
+
+    def end(self, finished: Finished | None, error: BaseException | None) -> None:
+        """Hears the end: one of the two."""
+
+
+class _Place:
+    """A reply in its slot."""
+
+    def __init__(self, request: TextRequest, reader: Reader, reply: Reply, slot: int) -> None:
+        self.request, self.reader, self.reply, self.slot = request, reader, reply, slot
+        self.token_ids = list(request.prompt_ids)
+        """The prompt and what was picked; the slot holds the first `held` of them."""
+        self.held = 0
+        self.reading = True
+        """Whether tokens wait to be read, before more can be picked."""
+        self.open_picks = 0
+        self.rungs: list[str] = []
+        self.prefill_s = 0.0
+        self.next_message_s = 0.0
+        self.ended = False
+
+    @property
+    def forced_only(self) -> bool:
+        """Whether what waits to be read is of the reply and not of the prompt."""
+        return self.held >= len(self.request.prompt_ids)
+
+
+class Batch:
+    """The running replies of one model."""
+
+    def __init__(self, runner: Runner, tokenizer: TextTokenizer, vocabulary_size: int, memory: MemoryMonitor) -> None:
+        """Takes who runs the network, and what its tokens mean."""
+        self._runner = runner
+        self._tokenizer = tokenizer
+        self._vocabulary_size = vocabulary_size
+        self._memory = memory
+        self._places: dict[int, _Place] = {}
+        self._prefixes = Prefixes(runner.slot_count, runner.piece_tokens(alone=True))
+        self._pending: list[tuple[Any, list[_Place | None]]] = []
+        self._usage: RequestMemory | None = None
+        self._phase: tuple[str, contextlib.ExitStack] | None = None
+        self._step_count = 0
+
+    @property
+    def slot_count(self) -> int:
+        """Replies that can be written at once."""
+        return self._runner.slot_count
+
+    @property
+    def running_count(self) -> int:
+        """Replies that are written now."""
+        return len(self._places)
+
+    @contextlib.contextmanager
+    def session(self, name: str) -> Iterator[None]:
+        """Around a time in which replies are written; the peaks that they report are those of this time."""
+        with self._memory.request(name) as self._usage:
+            try:
+                yield
+            finally:
+                self._enter(None)
+                self._pending.clear()
+                self._places.clear()
+
+    def admit(self, request: TextRequest, reader: Reader) -> None:
+        """Gives a slot to a request; one must be free."""
+        source, slot, token_count = self._prefixes.choose(request.prompt_ids, set(self._places))
+        place = _Place(request, reader, Reply(request, self._tokenizer), slot)
+        self._places[slot] = place
+        self._runner.begin(slot, request.sampling)
+        self._runner.reuse(source, slot, token_count)
+        place.held = place.reply.cached_prompt_count = token_count
+
+    def step(self) -> None:
+        """Moves every reply on by a token, or by a piece of its prompt.
+
+        Raises:
+            BaseException: What ends the process (`FatalError` or no `Exception`); all else ends single replies.
+        """
+        for place in list(self._places.values()):
+            if place.reader.token.cancelled:
+                self._fail(place, _cancelled(place.reader.token))
+            place.reader.token.beat()
+        if self._runner.overlaps:  # the device works on while the host hears of the last step
+            parts = self._write(self._writing())
+            self._collect()
+        else:
+            self._collect()
+            parts = self._write(self._writing())
+        parts += self._read()
+        for logits, places in parts:
+            slots = [place.slot for place in places]
+            # A reply that ended, or was forced on, while its step was under way has no use for what comes of it.
+            wanting = [None if place.ended or place.reading else place for place in places]
+            masks = {place.slot: mask for place in wanting if place and (mask := self._mask(place)) is not None}
+            self._pending.append((self._runner.pick(logits, slots, masks), wanting))
+            for each in filter(None, wanting):
+                each.open_picks += 1
+        self._hand_over()
+
+    # The parts of a step.
+
+    def _writing(self) -> list[_Place]:
+        """Returns the replies whose last picked token is to be run, by slot."""
+        return [
+            place
+            for _, place in sorted(self._places.items())
+            if not place.reading and place.reply.token_count + place.open_picks < place.request.max_output_tokens
+        ]
+
+    def _write(self, places: list[_Place]) -> list[tuple[Any, list[_Place]]]:
+        """Runs the picked tokens; where that fails for many, for fewer at a time."""
+        if not places:
+            return []
+        self._enter("decode")
+        try:
+            logits = self._runner.write([place.slot for place in places])
+        except Exception as error:
+            if len(places) == 1:
+                self._fail(places[0], error)
+                return []
+            self._raise_if_fatal(error)
+            for place in places:
+                place.rungs.append("smaller_batch")
+            half = len(places) // 2
+            return self._write(places[:half]) + self._write(places[half:])
+        for place in places:
+            place.held += 1
+        return [(logits, places)]
+
+    def _read(self) -> list[tuple[Any, list[_Place]]]:
+        """Reads what grammars forced, and a piece of the prompt that waits longest."""
+        reading = [place for place in self._places.values() if place.reading]
+        forced = [place for place in reading if place.forced_only]
+        prompts = [place for place in reading if not place.forced_only]
+        parts = []
+        for place in forced + prompts[:1]:
+            alone = len(self._places) == 1
+            end = min(place.held + self._runner.piece_tokens(alone=alone), len(place.token_ids))
+            last = end == len(place.token_ids)
+            began_s = time.monotonic()
+            self._enter("decode" if place.forced_only else "prefill")
+            try:
+                piece = place.token_ids[place.held : end]
+                logits = self._runner.read(place.slot, piece, place.held, last=last)
+            except Exception as error:
+                self._fail(place, error)
+                continue
+            place.prefill_s += time.monotonic() - began_s
+            place.held = end
+            if last:
+                place.reading = False
+                self._prefixes.keep(place.slot, place.token_ids)
+                parts.append((logits, [place]))
+        return parts
+
+    def _collect(self) -> None:
+        """Hears which tokens were picked in the last step."""
+        pending, self._pending = self._pending, []
+        for picked, places in pending:
+            for place, token_id in zip(places, self._runner.wait(picked), strict=True):
+                if place and not place.ended:
+                    place.open_picks -= 1
+                    self._take(place, token_id)
+
+    def _take(self, place: _Place, token_id: int) -> None:
+        if token_id == NOT_FINITE:
+            self._fail(place, not_finite())
+            self._runner.clear(place.slot)
+            self._prefixes.forget(place.slot)
+            return
+        place.token_ids.append(token_id)
+        try:
+            place.reply.push(token_id)
+            if place.reply.reason is None and place.request.matcher is not None:
+                self._force(place)
+        except Exception as error:
+            self._fail(place, error)
+            return
+        if place.reply.reason is not None:
+            self._finish(place)
+
+    def _force(self, place: _Place) -> None:
+        """Takes the tokens that the grammar leaves no choice of."""
+        matcher, reply = place.request.matcher, place.reply
+        assert matcher is not None
+        forced = matcher.compute_ff_tokens()[: place.request.max_output_tokens - reply.token_count]
+        if len(forced) < (1 if len(self._places) == 1 else _FORCED_IN_COMPANY):
+            return
+        for token_id in forced:
+            if reply.reason is not None:
+                return
+            reply.push(token_id)
+            reply.forced_count += 1
+            place.token_ids.append(token_id)
+        place.reading = True
+
+    def _mask(self, place: _Place) -> Mask | None:
+        """Returns which tokens the grammar lets follow; None where there is none."""
+        if place.request.matcher is None:
+            return None
+        mask = allocate_token_bitmask(1, self._vocabulary_size)
+        fill_next_token_bitmask(place.request.matcher, mask)
+        row: Mask = mask[0].view(np.int32)
+        return row
+
+    def _hand_over(self) -> None:
+        """Gives the readers their text, the more replies the less often."""
+        now = time.monotonic()
+        for place in list(self._places.values()):
+            if now < place.next_message_s:
+                continue
+            delta = place.reply.take()
+            if delta is not None:
+                place.next_message_s = now + (len(self._places) - 1) * _MESSAGE_S
+                self._put(place, delta)
+
+    # Ends.
+
+    def _put(self, place: _Place, delta: TextDelta) -> bool:
+        try:
+            place.reader.put(delta)
+        except HalfreelError as error:  # nobody reads
+            self._fail(place, error)
+            return False
+        return True
+
+    def _finish(self, place: _Place) -> None:
+        delta = place.reply.take()
+        if delta is not None and not self._put(place, delta):
+            return
+        self._leave(place)
+        place.reader.end(place.reply.finished(self._peaks(place), tuple(dict.fromkeys(place.rungs))), None)
+
+    def _fail(self, place: _Place, error: BaseException) -> None:
+        self._raise_if_fatal(error)
+        if place.ended:
+            return
+        self._leave(place)
+        place.reader.end(None, error)
+
+    def _leave(self, place: _Place) -> None:
+        place.ended = True
+        del self._places[place.slot]
+        self._prefixes.keep(place.slot, place.token_ids[: place.held])
+
+    def _raise_if_fatal(self, error: BaseException) -> None:
+        release_frames(error)
+        known = engine_error(error)
+        if isinstance(known, FatalError):
+            raise known from error
+
+    def _peaks(self, place: _Place) -> tuple[gpu_pb2.PhasePeak, ...]:
+        """Returns the peaks of the phases, with the time that this reply spent in each."""
+        assert self._usage is not None
+        decode_s = place.reply.last_token_s - place.reply.first_token_s
+        seconds = {"prefill": place.prefill_s, "decode": max(decode_s, 1e-9)}
+        peaks = {peak.phase: peak for peak in self._usage.phase_peaks if peak.phase in seconds}
+        for phase, peak in peaks.items():
+            peak.duration.FromNanoseconds(max(1, round(seconds[phase] * 1e9)))
+        return tuple(peaks[phase] for phase in seconds if phase in peaks)
+
+    def _enter(self, phase: str | None) -> None:
+        """Goes on in a phase; the one before it ends where it is another."""
+        if self._phase is not None:
+            if self._phase[0] == phase:
+                return
+            self._phase[1].close()
+            self._phase = None
+        if phase is not None:
+            stack = contextlib.ExitStack()
+            stack.enter_context(self._memory.phase(phase))
+            self._phase = (phase, stack)
+
+
+def _cancelled(token: CancelToken) -> BaseException:
+    try:
+        token.raise_if_cancelled()
+    except HalfreelError as error:
+        return error
+    raise AssertionError("the token was cancelled")

@@ -1,0 +1,52 @@
+"""What a batch asks of whatever runs the network: on a CPU at once, on a GPU behind the host's back.
+
+Knows no reply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from halfreel_llm.sampling import SamplingSettings
+
+Mask: TypeAlias = NDArray[np.int32]
+"""A row of llguidance's mask: one bit a token, 32 to a word."""
+
+
+class Runner(Protocol):
+    """Runs the network for slots, each of which remembers how much it holds and the token picked last.
+
+    What `read` and `write` return is for `pick`, in the same step; what `pick` returns is for `wait`.
+    """
+
+    overlaps: bool
+    """Whether work goes on after a method returned, so that it pays to have some under way before waiting."""
+    slot_count: int
+
+    def piece_tokens(self, *, alone: bool) -> int:
+        """Returns how many tokens of a prompt to read in one step, with no reply under way or with some."""
+
+    def begin(self, slot: int, sampling: SamplingSettings) -> None:
+        """Gives a slot to a new reply."""
+
+    def reuse(self, source: int, slot: int, token_count: int) -> None:
+        """Lets a slot begin with what another, or it itself, holds of an equal beginning."""
+
+    def read(self, slot: int, token_ids: Sequence[int], begin: int, *, last: bool) -> Any:
+        """Reads tokens into a slot that holds `begin`; returns logits after them where they are the last."""
+
+    def write(self, slots: list[int]) -> Any:
+        """Runs the tokens picked last, of slots in rising order; returns the logits after them."""
+
+    def pick(self, logits: Any, slots: list[int], masks: Mapping[int, Mask]) -> Any:
+        """Picks the next token of each slot; `masks` are of the slots under a grammar."""
+
+    def wait(self, picked: Any) -> list[int]:
+        """Returns the tokens picked; `NOT_FINITE` for a row that was not."""
+
+    def clear(self, slot: int) -> None:
+        """Forgets numbers that are not finite."""
