@@ -2,8 +2,8 @@
 
     python tests/make_store.py tests/deploy/stores/NAME
 
-Run it before the workflow or the tables change; NAME is the workflow's version. The store holds a film that is done, one
-whose first clip is rendered, and one whose script is being written, in SQLite and in PostgreSQL, both as SQL text.
+Run it before the workflow or the tables change; NAME is the workflow's version. The store holds a film that is done,
+one whose first clip is rendered, and one whose script is being written, in SQLite and in PostgreSQL, as SQL text.
 """
 
 from __future__ import annotations
