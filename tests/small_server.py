@@ -1,16 +1,24 @@
 """A small but real server on the runtime: the language model's contract, answered by arithmetic.
 
 What a request's first message says is done: "count 5", "sleep 0.2 10" (seconds a step, steps), "raise", "die", "hang",
-"silent 5", "blob 1000", "compute 5" (seconds). Run as a program it is a process for tests of
-signals and exit codes.
+"silent 5", "blob 1000", "compute 5" (seconds), "recite" (a line of the weights). Run as a program it is a process for
+tests of signals and exit codes.
 """
 
 from __future__ import annotations
 
+import fcntl
+import mmap
+import os
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import grpc
 
 from halfreel.gpu.v1 import gpu_pb2_grpc
 from halfreel.llm.v1 import llm_pb2, llm_pb2_grpc
@@ -25,17 +33,78 @@ from halfreel_runtime.memory_service import WATCH_METHODS, MemoryService
 from halfreel_runtime.metrics import ServerMetrics
 from halfreel_runtime.server import Server
 from halfreel_runtime.settings import ModelServerSettings, load_settings
+from halfreel_runtime.sleeper import Sleeper
+from halfreel_runtime.turn import DeviceTurn
 
+MIB = 2**20
+WEIGHT_BYTES = 8 * MIB
 LLM = "halfreel.llm.v1.LlmService"
 MEMORY = "halfreel.gpu.v1.MemoryService"
 SECRET = "/srv/secret/model.safetensors"
 
 
+class SmallModel:
+    """Weights that really leave the process's memory, for a file, and come back.
+
+    Where a device is named that it shares with others, it locks that file while it is awake: two that were awake
+    at once would fail.
+    """
+
+    def __init__(self, device: Path | None = None) -> None:
+        self.weights: mmap.mmap | None = mmap.mmap(-1, WEIGHT_BYTES)
+        self.weights[:] = (b"weight" * (WEIGHT_BYTES // 6 + 1))[:WEIGHT_BYTES]
+        with tempfile.TemporaryFile() as file:
+            file.truncate(WEIGHT_BYTES)
+            self.file = mmap.mmap(file.fileno(), WEIGHT_BYTES)
+        self.device = device
+        self.wakes_fail = 0
+        self.prepared = False
+        self._occupy()
+
+    @property
+    def weight_bytes(self) -> int:
+        return WEIGHT_BYTES
+
+    def prepare_sleep(self) -> None:
+        self.prepared = True
+
+    def sleep(self) -> None:
+        assert self.weights is not None
+        self.file[:] = self.weights
+        self.file.madvise(mmap.MADV_DONTNEED)
+        self.weights.close()
+        self.weights = None
+        if self.device is not None:
+            os.close(self.lock)
+
+    def wake(self) -> None:
+        assert self.weights is None
+        if self.wakes_fail:
+            self.wakes_fail -= 1
+            raise MemoryError("no room")
+        self._occupy()
+        self.weights = mmap.mmap(-1, WEIGHT_BYTES)
+        self.weights[:] = self.file[:]
+        self.file.madvise(mmap.MADV_DONTNEED)
+
+    def _occupy(self) -> None:
+        if self.device is not None:
+            self.lock = os.open(self.device, os.O_RDWR | os.O_CREAT)
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 class SmallLlm(llm_pb2_grpc.LlmServiceServicer):
-    def __init__(self, engine: Engine[str], memory: MemoryMonitor) -> None:
+    def __init__(self, engine: Engine[str], memory: MemoryMonitor, sleeper: Sleeper) -> None:
         self.engine = engine
+        self.sleeper = sleeper
         self.memory = memory
         self.step_count = 0
+        self.model: SmallModel | None = None
+
+    def load(self, device: Path | None = None) -> None:
+        """For the engine's thread, as a server loads its model."""
+        self.model = SmallModel(device)
+        self.sleeper.model_loaded(self.model)
 
     def steps(self, text: str, token: CancelToken) -> Iterator[str]:
         word, *numbers = text.split()
@@ -65,6 +134,10 @@ class SmallLlm(llm_pb2_grpc.LlmServiceServicer):
                 while time.monotonic() < ends:
                     values = torch.tanh(weights @ values)
                     yield "."
+            elif word == "recite":
+                assert self.model is not None
+                assert self.model.weights is not None
+                yield self.model.weights[:24].decode()
             elif word == "die":
                 raise FatalError(f"broken at {SECRET}")
             elif word == "hang":
@@ -88,9 +161,27 @@ class SmallLlm(llm_pb2_grpc.LlmServiceServicer):
     async def MemoryStatus(self, request: Any, context: Any) -> llm_pb2.MemoryStatusResponse:
         return llm_pb2.MemoryStatusResponse(report=self.memory.report())
 
+    async def PlanMemory(self, request: Any, context: Any) -> llm_pb2.PlanMemoryResponse:
+        return llm_pb2.PlanMemoryResponse()
+
     async def GetModel(self, request: Any, context: Any) -> llm_pb2.GetModelResponse:
         self.engine.require_serving()
         return llm_pb2.GetModelResponse(model_id="small")
+
+
+@dataclass
+class Running:
+    server: Server
+    servicer: SmallLlm
+    channel: grpc.aio.Channel
+
+    @property
+    def llm(self) -> llm_pb2_grpc.LlmServiceAsyncStub:
+        return llm_pb2_grpc.LlmServiceStub(self.channel)
+
+    @property
+    def memory(self) -> gpu_pb2_grpc.MemoryServiceAsyncStub:
+        return gpu_pb2_grpc.MemoryServiceStub(self.channel)
 
 
 def order(text: str, **fields: Any) -> llm_pb2.GenerateRequest:
@@ -99,19 +190,29 @@ def order(text: str, **fields: Any) -> llm_pb2.GenerateRequest:
 
 
 def small_server(settings: ModelServerSettings) -> tuple[Server, SmallLlm]:
+    device = find_device("cpu")
+    memory = MemoryMonitor(device)
+    turn = DeviceTurn.of(settings, device, service="llm", capacity_bytes=memory.report().host.total_bytes)
+    sleeper = Sleeper(
+        memory,
+        turn=turn,
+        idle_sleep_s=settings.idle_sleep_s,
+        clear_before=settings.clear_memory_before,
+        clear_after=settings.clear_memory_after,
+    )
     engine: Engine[str] = Engine(
         name="small",
         max_waiting_count=settings.max_waiting_request_count,
         max_event_count=64,
         stall_s=settings.stall_s,
+        gate=sleeper,
     )
-    memory = MemoryMonitor(find_device("cpu"))
-    servicer = SmallLlm(engine, memory)
+    servicer = SmallLlm(engine, memory, sleeper)
     server = Server(settings, service="llm", metrics=ServerMetrics("llm", engine, memory))
     server.add(llm_pb2_grpc.add_LlmServiceServicer_to_server, servicer, LLM, engine)
     server.add(
         gpu_pb2_grpc.add_MemoryServiceServicer_to_server,
-        MemoryService(memory, engine),
+        MemoryService(memory, engine, sleeper),
         MEMORY,
         engine,
         watch_methods=WATCH_METHODS,
@@ -122,5 +223,11 @@ def small_server(settings: ModelServerSettings) -> tuple[Server, SmallLlm]:
 if __name__ == "__main__":
     configure_logs("info", "llm")
     the_server, the_servicer = small_server(load_settings(ModelServerSettings, "llm", sys.argv[1:]))
-    the_servicer.engine.start(lambda: time.sleep(0.1))
+    the_device = Path(os.environ["SMALL_DEVICE"]) if "SMALL_DEVICE" in os.environ else None
+
+    def prepare() -> None:
+        time.sleep(0.1)
+        the_servicer.load(the_device)
+
+    the_servicer.engine.start(prepare)
     the_server.main()

@@ -1,7 +1,8 @@
 """One thread that owns the model; everything else awaits it.
 
 A job is a blocking generator that runs in the engine's thread; its events cross to the caller's asyncio loop
-through one bounded buffer. Jobs wait in one bounded queue and run one at a time, in order.
+through one bounded buffer. Jobs wait in one bounded queue and run one at a time, in order. Before the model is used its
+gate is asked, which wakes it where it sleeps.
 
 It does not know gRPC, nor what a job computes.
 """
@@ -19,6 +20,7 @@ from typing import Generic, Protocol, TypeVar
 
 from halfreel_runtime.cancel import CancelToken, deadline_var
 from halfreel_runtime.errors import (
+    Cancelled,
     Draining,
     EngineDead,
     FailedPrecondition,
@@ -28,9 +30,11 @@ from halfreel_runtime.errors import (
     ModelLoading,
     NotFound,
     QueueFull,
+    WakeFailed,
 )
 from halfreel_runtime.events import EventBuffer
 from halfreel_runtime.failures import engine_error, release_frames
+from halfreel_runtime.gate import Gate, OpenGate
 from halfreel_runtime.job import EngineState, Job, Queued
 from halfreel_runtime.watchdog import Watchdog
 
@@ -66,6 +70,7 @@ class Engine(Generic[E]):
             not bytes: a job should hand over large results as one event, and the caller cut them up.
         stall_s: a running job without progress for so long, and for many of its usual steps, is hung.
         observer: told of waiting and of cancels; None for nobody.
+        gate: wakes the model before it is used, and may send it to sleep; None for a model that never sleeps.
     """
 
     def __init__(
@@ -76,11 +81,13 @@ class Engine(Generic[E]):
         max_event_count: int = 1024,
         stall_s: float = 60.0,
         observer: Observer | None = None,
+        gate: Gate | None = None,
     ) -> None:
         self._name = name
         self._max_waiting_count = max_waiting_count
         self._max_event_count = max_event_count
         self._observer = observer
+        self._gate = gate if gate is not None else OpenGate()
         self._condition = threading.Condition()
         self._waiting: deque[Job[E]] = deque()
         self._running: list[Job[E]] = []
@@ -169,7 +176,7 @@ class Engine(Generic[E]):
         idle = asyncio.Event()
         loop = asyncio.get_running_loop()
         with self._condition:
-            if self._state in (EngineState.LOADING, EngineState.SERVING):
+            if self._state in (EngineState.LOADING, EngineState.SERVING, EngineState.WAKE_FAILED):
                 self._set_state(EngineState.DRAINING)
             self._on_idle.append(lambda: loop.call_soon_threadsafe(idle.set))
             self._changed()
@@ -209,6 +216,7 @@ class Engine(Generic[E]):
         steps: Callable[[CancelToken], Iterator[E]],
         *,
         merge: Callable[[E, E], E | None] | None = None,
+        needs_model: bool = True,
     ) -> AsyncGenerator[Queued | E, None]:
         """Runs a job in its turn and yields its events; `Queued` comes first.
 
@@ -218,13 +226,15 @@ class Engine(Generic[E]):
             steps: makes the job; called in the engine's thread.
             merge: joins the last unread event with a new one, or tells by None that it can't; runs in the engine's
                 thread and must be quick.
+            needs_model: whether the model must be awake for it.
 
         Raises:
             QueueFull, ModelLoading, Draining, EngineDead: the job was not taken, or was ended.
+            WakeFailed: the model could not be woken for it.
             SlowReader: its events were not read.
             HalfreelError: what the job raised.
         """
-        job = Job(steps, CancelToken(deadline_var.get()), EventBuffer[E](self._max_event_count, merge))
+        job = Job(steps, CancelToken(deadline_var.get()), EventBuffer[E](self._max_event_count, merge), needs_model)
         async with contextlib.aclosing(self._events_of(job)) as events:
             async for event in events:
                 yield event
@@ -269,8 +279,11 @@ class Engine(Generic[E]):
 
     def _live(self, prepare: Callable[[], None]) -> None:
         try:
+            self._gate.before_load(lambda: not self._closed and self._state is EngineState.LOADING)
             prepare()
         except BaseException as error:
+            if isinstance(error, Cancelled):  # told to stop before it was its turn to load
+                return
             release_frames(error)
             self.misconfigured = isinstance(error, InvalidArgument | NotFound | FailedPrecondition)
             # A refusal of ours (a model folder without safetensors) says all in its message.
@@ -291,9 +304,9 @@ class Engine(Generic[E]):
         """Runs the next job; a frame of its own, so that nothing of a finished job stays referred to."""
         with self._condition:
             while not self._waiting:
-                if self._closed:
+                if self._closed or self._state is EngineState.DEAD:
                     return False
-                self._condition.wait()
+                self._wait_for_job()
             job = self._waiting.popleft()
             self._running.append(job)
             self._started_at = time.monotonic()
@@ -302,17 +315,10 @@ class Engine(Generic[E]):
 
     def _run_alone(self, job: Job[E]) -> None:
         """Runs a job that was taken from the queue, from its first event to its end."""
+        error = self._enter_gate() if job.needs_model else None
         self._tell_begun(job)
-        self._watchdog.begin(job.token)
-        error: BaseException | None = None
-        try:
-            job.context.run(self._drive, job)
-        except BaseException as raised:
-            release_frames(raised)
-            error = engine_error(raised)
-            if error is not raised:
-                _logger.error("job_failed", extra={"reason": str(error)}, exc_info=raised)
-        self._watchdog.end()
+        if error is None:
+            error = self._run_watched(job)
         self._tell_ended(job)
         with self._condition:
             self._running.remove(job)
@@ -325,6 +331,22 @@ class Engine(Generic[E]):
             self._die()
         else:
             job.events.end(error)
+            if job.needs_model:
+                self._leave_gate()
+
+    def _run_watched(self, job: Job[E]) -> BaseException | None:
+        """Runs a job under the watchdog's eyes; returns what its client should hear of, or None."""
+        self._watchdog.begin(job.token)
+        error: BaseException | None = None
+        try:
+            job.context.run(self._drive, job)
+        except BaseException as raised:
+            release_frames(raised)
+            error = engine_error(raised)
+            if error is not raised:
+                _logger.error("job_failed", extra={"reason": str(error)}, exc_info=raised)
+        self._watchdog.end()
+        return error
 
     def _drive(self, job: Job[E]) -> None:
         """Runs a job to its end, or until nobody waits for it."""
@@ -337,6 +359,51 @@ class Engine(Generic[E]):
         finally:
             if isinstance(iterator, Generator):  # frees its tensors now, not when it is collected
                 iterator.close()
+
+    # The gate, at which nobody is watched: whoever wakes a model may be slow.
+
+    def _wait_for_job(self) -> None:
+        """Waits until something has changed; the gate may work meanwhile. Call with the condition held."""
+        look_s = self._gate.look_s
+        if self._condition.wait(look_s) or look_s is None:
+            return
+        self._condition.release()
+        try:
+            self._at_gate(self._gate.idle)
+        finally:
+            self._condition.acquire()
+
+    def _enter_gate(self) -> BaseException | None:
+        """Has the model woken; returns why not, or None."""
+        return self._at_gate(lambda: self._gate.enter(self._model_wanted))
+
+    def _leave_gate(self) -> None:
+        """The model was used."""
+        self._at_gate(lambda: self._gate.leave(bool(self._waiting)))
+
+    def _model_wanted(self) -> bool:
+        """Whether anybody still waits for the model."""
+        with self._condition:
+            jobs = [*self._running, *self._waiting]
+        return not self._closed and any(not job.token.cancelled for job in jobs)
+
+    def _at_gate(self, do: Callable[[], None]) -> BaseException | None:
+        """Lets the gate do something; returns what it raised. The engine's state follows the model's."""
+        error: BaseException | None = None
+        try:
+            do()
+        except BaseException as raised:
+            release_frames(raised)
+            error = engine_error(raised)
+            if not isinstance(error, Cancelled | WakeFailed):
+                _logger.error("gate_failed", extra={"reason": str(error)}, exc_info=raised)
+        with self._condition:
+            state = EngineState.WAKE_FAILED if self._gate.wake_failed else EngineState.SERVING
+            if self._state in (EngineState.SERVING, EngineState.WAKE_FAILED) and self._state is not state:
+                self._set_state(state)
+        if isinstance(error, FatalError):
+            self._die()
+        return error
 
     def _tell_begun(self, job: Job[E]) -> None:
         """Call when a job's turn has come."""

@@ -13,6 +13,7 @@
     │   └── SlowReader             events were not read fast enough
     ├── Unavailable                UNAVAILABLE          nothing was done; try again
     │   ├── ModelLoading
+    │   ├── WakeFailed             the model sleeps and could not be woken
     │   ├── Draining
     │   └── EngineDead
     ├── DeadlineExceeded           DEADLINE_EXCEEDED
@@ -168,6 +169,12 @@ class ModelLoading(Unavailable):
     """The model is not loaded yet."""
 
     default_reason = "MODEL_LOADING"
+
+
+class WakeFailed(Unavailable):
+    """The model sleeps, and could not come back to its device; it may at the next try."""
+
+    default_reason = "WAKE_FAILED"
 
 
 class Draining(Unavailable):

@@ -19,10 +19,12 @@ E = TypeVar("E")
 
 
 class EngineState(enum.Enum):
-    """Where an engine is in its life; only LOADING and SERVING have a next state that serves."""
+    """Where an engine is in its life; only LOADING, SERVING and WAKE_FAILED have a next state that serves."""
 
     LOADING = "loading"
     SERVING = "serving"
+    # The model sleeps and could not be woken; the next job tries again.
+    WAKE_FAILED = "wake_failed"
     DRAINING = "draining"
     DEAD = "dead"
 
@@ -44,5 +46,7 @@ class Job(Generic[E]):
     steps: Callable[[CancelToken], Iterator[E]]
     token: CancelToken
     events: EventBuffer[E]
+    # Whether the model must be awake for it.
+    needs_model: bool = True
     context: contextvars.Context = field(default_factory=contextvars.copy_context)
     queued_at: float = field(default_factory=time.monotonic)

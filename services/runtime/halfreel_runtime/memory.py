@@ -208,6 +208,16 @@ class MemoryMonitor:
         """The process's bytes at this moment."""
         return self._source.live()
 
+    def held(self) -> int:
+        """Bytes of the device as its driver counts them; only differences mean something."""
+        return self._source.held()
+
+    def free_bytes(self) -> int | None:
+        """Bytes free on the device, as its driver says; None where that can't be asked."""
+        device = gpu_pb2.DeviceMemory()
+        self._source.fill(device)
+        return device.device_free_bytes if device.device_used_bytes else None
+
     def report(self) -> gpu_pb2.MemoryReport:
         """The memory at this moment; under a millisecond, whatever the device does."""
         report = gpu_pb2.MemoryReport(model_state=self.model_state, levers=self._levers)

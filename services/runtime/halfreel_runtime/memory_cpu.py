@@ -34,6 +34,10 @@ class CpuMemorySource:
         resident = self._resident()
         return Bytes(resident, resident)
 
+    def held(self) -> int:
+        """Resident bytes: the system counts them."""
+        return self._resident()
+
     def window_peak(self) -> Bytes:
         """The largest sample of the window, the present moment included."""
         resident = self._resident()

@@ -33,6 +33,13 @@ class CudaMemorySource:
         """The allocator's bytes at this moment."""
         return self._read("current")
 
+    def held(self) -> int:
+        """What NVML counts: for this process, or for all where it does not find this one."""
+        used = self._gpu.process_used_bytes()
+        if used is None and (memory := self._gpu.memory()) is not None:
+            used = memory.used
+        return used if used is not None else self.live().reserved
+
     def window_peak(self) -> Bytes:
         """The allocator's largest bytes since the window began."""
         return self._read("peak")

@@ -36,6 +36,13 @@ class MemorySource(Protocol):
     def live(self) -> Bytes:
         """The bytes at this moment."""
 
+    def held(self) -> int:
+        """Bytes of the device as the driver counts them, so that giving some back can be checked and not believed.
+
+        This process's where the driver tells processes apart, else all; the allocator's where it can't be asked.
+        Only differences mean something.
+        """
+
     def window_peak(self) -> Bytes:
         """The largest bytes of the window."""
 

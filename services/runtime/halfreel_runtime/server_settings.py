@@ -104,3 +104,25 @@ class ModelServerSettings(ServerSettings):
         description="Memory against time where a request does not say: auto is the fastest way that fits, saver the "
         "least memory, balanced all on the device, quality more precise arithmetic where there is room.",
     )
+    warn_threshold_ratio: float = Field(
+        0.95,
+        ge=0,
+        le=1,
+        description="Part of the budget, or of the device, in use from which memory is short; 0: never.",
+    )
+    clear_memory_before: bool = Field(False, description="Gives cached memory back to the device before a request.")
+    clear_memory_after: bool = Field(False, description="Gives cached memory back to the device after a request.")
+    idle_sleep_s: float = Field(
+        0.0, ge=0, le=86400, description="A model that nobody asked for so long leaves the device; 0 for never."
+    )
+    turns: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Whether servers on one GPU have their models on it in turns: auto is where they don't all fit.",
+    )
+    turns_dir: LocalPath | None = Field(
+        None,
+        description="Folder by which servers on one GPU take turns, theirs alone; none is XDG_RUNTIME_DIR/halfreel.",
+    )
+    turn_s: float = Field(
+        5.0, ge=0, le=3600, description="Time that a server with requests waiting keeps its turn from one that asks."
+    )

@@ -83,7 +83,7 @@ async def test_everything_is_there_before_the_first_request(running: Any) -> Non
     assert value(samples, "halfreel_request_duration_seconds_count", method="MemoryService/WatchMemory") == 0
     assert value(samples, "halfreel_engine_state", state="serving") == 1
     assert value(samples, "halfreel_engine_state", state="loading") == 0
-    assert value(samples, "halfreel_model_state", state="loading") == 1  # nobody loaded one
+    assert value(samples, "halfreel_model_state", state="awake") == 1
     assert value(samples, "halfreel_model_state", state="asleep") == 0
     assert value(samples, "halfreel_torch_memory_reserved_bytes", gpu_uuid="cpu") > 0
 
