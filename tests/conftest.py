@@ -27,6 +27,10 @@ def why_missing(marker: str) -> str | None:
             return "the packages of the node client are not installed: npm ci --prefix tests/e2e/node"
     if marker == "postgresql" and postgresql_binaries() is None:
         return "PostgreSQL's server programs are not installed (Debian: postgresql)"
+    if marker == "prometheus":
+        for program in ("prometheus", "promtool"):
+            if shutil.which(program) is None:
+                return f"{program} is not installed (Debian: prometheus)"
     if marker == "gpu":
         import torch
 
@@ -42,7 +46,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     forbidden = item.config.getoption("--forbid-skips").split(",")
-    for marker in ("node", "postgresql", "gpu"):
+    for marker in ("node", "postgresql", "prometheus", "gpu"):
         if item.get_closest_marker(marker) is not None and (reason := why_missing(marker)) is not None:
             if marker in forbidden:
                 pytest.fail(f"may not be skipped here: {reason}", pytrace=False)
