@@ -49,9 +49,11 @@ def make_server(settings: LlmSettings) -> Server:
     from halfreel.gpu.v1 import gpu_pb2_grpc
     from halfreel.llm.v1 import llm_pb2_grpc
     from halfreel_llm.batch_engine import BatchEngine
+    from halfreel_llm.counting import RUNGS
     from halfreel_llm.served_model import load_served_model
     from halfreel_llm.service import LlmService
     from halfreel_runtime.device import find_device
+    from halfreel_runtime.instruments import Instruments
     from halfreel_runtime.memory import MemoryMonitor
     from halfreel_runtime.memory_limit import MemoryLimit
     from halfreel_runtime.memory_service import WATCH_METHODS, MemoryService
@@ -63,9 +65,15 @@ def make_server(settings: LlmSettings) -> Server:
     limit = MemoryLimit.of(settings, device)
     limit.enforce()
     memory = MemoryMonitor(device, budget_bytes=limit.budget_bytes)
-    engine = BatchEngine(name="llm", max_waiting_count=settings.max_waiting_request_count, stall_s=settings.stall_s)
-    service = LlmService(engine, memory)
-    server = Server(settings, service=SERVICE, metrics=ServerMetrics(SERVICE, engine, memory))
+    instruments = Instruments(SERVICE, rungs=RUNGS)
+    engine = BatchEngine(
+        name="llm",
+        max_waiting_count=settings.max_waiting_request_count,
+        stall_s=settings.stall_s,
+        observer=instruments,
+    )
+    service = LlmService(engine, memory, instruments)
+    server = Server(settings, service=SERVICE, metrics=ServerMetrics(SERVICE, engine, memory, instruments))
     server.add(llm_pb2_grpc.add_LlmServiceServicer_to_server, service, "halfreel.llm.v1.LlmService", engine)
     server.add(
         gpu_pb2_grpc.add_MemoryServiceServicer_to_server,

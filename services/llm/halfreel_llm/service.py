@@ -11,9 +11,13 @@ import grpc
 
 from halfreel.llm.v1 import llm_pb2, llm_pb2_grpc
 from halfreel_llm.batch_engine import BatchEngine
+from halfreel_llm.counting import count_reply, failures_counted
+from halfreel_llm.precision import dtype_name
 from halfreel_llm.replies import merge, model_response, response
+from halfreel_llm.reply import Finished
 from halfreel_llm.served_model import ServedModel
 from halfreel_runtime.errors import Internal
+from halfreel_runtime.instruments import Instruments
 from halfreel_runtime.memory import MemoryMonitor
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -22,16 +26,19 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class LlmService(llm_pb2_grpc.LlmServiceServicer):
     """Serves one language model, once `model_loaded` has been called."""
 
-    def __init__(self, engine: BatchEngine, memory: MemoryMonitor) -> None:
-        """Takes the engine that will own the model, and the memory it is watched by."""
+    def __init__(self, engine: BatchEngine, memory: MemoryMonitor, instruments: Instruments) -> None:
+        """Takes the engine that will own the model, the memory it is watched by, and who counts its replies."""
         self._engine = engine
         self._memory = memory
+        self._instruments = instruments
         self._model: ServedModel | None = None
 
     def model_loaded(self, model: ServedModel) -> None:
         """Takes the model; called once, in the engine's thread, before the engine serves."""
         self._engine.use(model.text_model.batch)
         self._model = model
+        text_model = model.text_model
+        self._instruments.model(model.checkpoint.model_id, dtype_name(text_model.dtype), str(text_model.device))
 
     async def Generate(
         self, request: llm_pb2.GenerateRequest, context: Context
@@ -40,9 +47,12 @@ class LlmService(llm_pb2_grpc.LlmServiceServicer):
         accepted_s = time.monotonic()
         model = self._serving()
         wanted = await model.reader.read(request)
-        async with aclosing(self._engine.write(wanted, merge=merge)) as events:
-            async for event in events:
-                yield response(event, wanted, model, accepted_s)
+        with failures_counted(self._instruments):
+            async with aclosing(self._engine.write(wanted, merge=merge)) as events:
+                async for event in events:
+                    if isinstance(event, Finished):
+                        count_reply(self._instruments, wanted, event, accepted_s)
+                    yield response(event, wanted, model, accepted_s)
 
     async def MemoryStatus(
         self, request: llm_pb2.MemoryStatusRequest, context: Context
