@@ -29,17 +29,6 @@ VERDICTS = ("fits", "fits_alone", "cheaper_fits", "refused")
 OTHER = "other"
 
 PHASES = {"llm": ("load", "prefill", "decode"), "video": ("load", "keyframe", "encode", "denoise", "decode", "mux")}
-# What the ladder and the NaN guard may do about a failure; a rung that is none of these counts as other.
-RUNGS = (
-    "smaller_chunk",
-    "frame_by_frame",
-    "offload",
-    "cpu",
-    "next_lever",
-    "upcast",
-    "retry",
-    "evict",
-)  # fmt: skip
 
 
 class Instruments:
@@ -47,10 +36,10 @@ class Instruments:
 
     Args:
         service: llm or video.
-        rungs: what this server's recovery may do, by name.
+        rungs: what this server gives up to go on when memory runs out, by name.
     """
 
-    def __init__(self, service: str, *, rungs: Iterable[str] = RUNGS) -> None:
+    def __init__(self, service: str, *, rungs: Iterable[str] = ()) -> None:
         self.service = service
         self.registry = CollectorRegistry(auto_describe=False)
         self._phases = PHASES[service]
@@ -134,8 +123,9 @@ class Instruments:
         self._count(self._out_of_memory, self._phase(phase), str(recovered).lower())
 
     def rung(self, name: str) -> None:
-        """A step of the recovery was taken."""
-        self._count(self._rung, name if name in self._rungs else OTHER)
+        """Something was given up to go on, such as "decode_chunk_4": a value behind a known name is left out."""
+        known = (rung for rung in self._rungs if name == rung or name.startswith(f"{rung}_"))
+        self._count(self._rung, next(known, OTHER))
 
     def nan(self) -> None:
         """The model's numbers were not finite."""

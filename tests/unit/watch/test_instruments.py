@@ -32,7 +32,7 @@ def value(registry: CollectorRegistry, name: str, **labels: str) -> float:
 
 @pytest.fixture(params=["llm", "video"])
 def made(request: pytest.FixtureRequest) -> tuple[Instruments, CollectorRegistry]:
-    instruments = Instruments(request.param)
+    instruments = Instruments(request.param, rungs=("decode_chunk", "smaller_batch"))
     return instruments, ServerMetrics(request.param, None, None, instruments).registry
 
 
@@ -113,6 +113,17 @@ def test_a_reply_and_a_clip_are_counted_in_their_own_units() -> None:
     assert value(video.registry, "halfreel_frames_total", service="video") == 25
     assert value(video.registry, "halfreel_clip_seconds_total", service="video") == 2.5
     assert value(video.registry, "halfreel_realtime_factor_ratio_sum", service="video") == 4
+
+
+def test_a_rung_is_counted_without_its_value() -> None:
+    instruments = Instruments("video", rungs=("decode_chunk", "unet_off"))
+    for rung in ("decode_chunk_4", "decode_chunk_2", "unet_off", "decode", "unknown"):
+        instruments.rung(rung)
+    counts = {
+        rung: value(instruments.registry, "halfreel_rungs_total", service="video", rung=rung)
+        for rung in ("decode_chunk", "unet_off", "other")
+    }
+    assert counts == {"decode_chunk": 2, "unet_off": 1, "other": 2}
 
 
 def test_buckets_reach_an_hour(made: tuple[Instruments, CollectorRegistry]) -> None:
