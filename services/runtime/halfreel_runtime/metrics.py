@@ -16,6 +16,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from halfreel_runtime.engine import Engine, EngineState
+from halfreel_runtime.errors import Internal
 from halfreel_runtime.instruments import DURATION_BUCKETS_S, Instruments
 from halfreel_runtime.memory import MemoryMonitor
 from halfreel_runtime.metrics_memory import MemoryCollector, gauge
@@ -53,6 +54,7 @@ class CallMetrics:
         self._methods.add(method)
         self._total.labels(self._service, name, grpc.StatusCode.OK.name)
         self._seconds.labels(self._service, name)
+        self._failed.labels(self._service, name, Internal.default_reason)
         self._open.labels(self._service, name)
 
     def refused(self, method: str, code: grpc.StatusCode, reason: str) -> None:

@@ -65,6 +65,7 @@ NAMES = {
     "halfreel_request_duration_seconds_bucket",
     "halfreel_request_duration_seconds_count",
     "halfreel_request_duration_seconds_sum",
+    "halfreel_requests_failed_total",
     "halfreel_requests_running",
     "halfreel_requests_total",
     "halfreel_requests_waiting",
