@@ -100,8 +100,9 @@ class Cell:
 
     def start(self, *names: str) -> None:
         """Starts servers, together; one that was there before comes back at its address."""
+        settings = {name: self._settings(name) for name in names}  # before the old addresses are forgotten
         for name in names:
-            self.replicas[name] = Replica(name, self.folder, **self._settings(name))
+            self.replicas[name] = Replica(name, self.folder, **settings[name])
         for name in names:
             self.replicas[name].wait_listening()
 
