@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import psutil
 
+from halfreel.gpu.v1 import gpu_pb2
 from halfreel_runtime.budget import Budget, parse_budget, parse_bytes
 from halfreel_runtime.device import Device
 from halfreel_runtime.plan import Room
@@ -60,6 +61,17 @@ class MemoryLimit:
 
         part = max(0, self.budget_bytes - context_bytes) / self.total_bytes
         torch.cuda.set_per_process_memory_fraction(min(1.0, part), self.device.index)
+
+    def allocator_bytes(self, report: gpu_pb2.MemoryReport, context_bytes: int = CONTEXT_BYTES) -> int:
+        """What of the device there is for the model's own bytes now; on a CPU, no less than all.
+
+        Args:
+            report: the memory as it is.
+            context_bytes: what the driver keeps for the process beside the allocator.
+        """
+        if self.device.kind == "cpu":
+            return self.total_bytes
+        return max(0, self.room(report.devices[0].other_processes_bytes).available_bytes - context_bytes)
 
     def room(self, other_bytes: int, sleeping_bytes: int = 0) -> Room:
         """What is there for a plan.

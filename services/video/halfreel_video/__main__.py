@@ -61,10 +61,10 @@ def main(argv: list[str] | None = None) -> NoReturn:
 
     def prepare() -> None:
         with memory.phase("load"):
-            model = load_model(settings, device)
-        warm_up(model)
-        memory.clear()
+            model = load_model(settings, device, limit.allocator_bytes(memory.report()))
         video.model_loaded(model)
+        warm_up(model, video.usual_levers())
+        memory.clear()
 
     server = Server(settings, service=SERVICE, metrics=ServerMetrics(SERVICE, engine, memory))
     server.add(video_pb2_grpc.add_VideoServiceServicer_to_server, video, "halfreel.video.v1.VideoService", engine)

@@ -9,13 +9,16 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from halfreel_video.levers import Levers
+
 
 @dataclass(frozen=True)
 class ClipRequest:
     """One clip to render; every value is checked and final.
 
     Sizes are in pixels and multiples of 8. `image`, when there is one, is RGB and has the clip's own size; without
-    one, the first picture is drawn from `prompt`. `guidance_scale` 1 switches guidance off.
+    one, the first picture is drawn from `prompt`. `guidance_scale` 1 switches guidance off. At most
+    `segment_frame_count` frames are rendered at once.
     """
 
     request_id: str
@@ -28,9 +31,10 @@ class ClipRequest:
     fps: int
     motion_bucket: int
     guidance_scale: float
-    decode_chunk_frame_count: int
     seed: int
     preview: bool
+    levers: Levers
+    segment_frame_count: int
 
 
 def segment_frame_counts(frame_count: int, clip_frame_count: int) -> tuple[int, ...]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import json
-import math
 import os
 import platform
 import sys
@@ -19,7 +18,7 @@ from typing import Any
 
 from halfreel_runtime.errors import HalfreelError
 from halfreel_runtime.settings import load_settings
-from halfreel_video.folder import KEYFRAME, SVD, Family, ModelFolder, open_folder
+from halfreel_video.folder import KEYFRAME, SVD, Family, open_folder
 from halfreel_video.mp4 import ENCODER, encoder_available
 from halfreel_video.quiet import quiet_libraries
 from halfreel_video.settings import SERVICE, VideoSettings
@@ -70,7 +69,7 @@ def diagnose(settings: VideoSettings) -> Diagnosis:
     for name, model, family in families:
         folder = _checked(checks, name, functools.partial(open_folder, model, family), lambda found: found.model_id)
         if folder is not None:
-            weight_bytes += _parameter_count(folder) * dtype.itemsize
+            weight_bytes += folder.parameter_count() * dtype.itemsize
     checks.append(
         Check("memory", weight_bytes < free_bytes, f"{weight_bytes} bytes of weights, {free_bytes} bytes free")
     )
@@ -98,18 +97,6 @@ def _checked(checks: list[Check], name: str, find: Callable[[], Any], describe: 
         return None
     checks.append(Check(name, True, describe(found)))
     return found
-
-
-def _parameter_count(folder: ModelFolder) -> int:
-    """Counts the parameters of a folder by the headers of its weight files."""
-    from safetensors import safe_open
-
-    count = 0
-    for part in folder.family.weights:
-        for file in folder.weight_files(part, folder.variant(part, prefer_fp16=True)):
-            with safe_open(file, framework="numpy") as tensors:
-                count += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118  # not a dict
-    return count
 
 
 def main(argv: list[str]) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from halfreel.gpu.v1 import gpu_pb2
+from halfreel_video.levers import Levers
 
 
 class Stage(enum.Enum):
@@ -48,7 +49,7 @@ class Preview:
 
 @dataclass(frozen=True)
 class ClipDone:
-    """The finished MP4, and what it took."""
+    """The finished MP4, what it took, how it was laid out, and what was given up or done again on the way."""
 
     mp4: bytes
     sha256: str
@@ -56,6 +57,9 @@ class ClipDone:
     generate_s: float
     stage_s: Mapping[Stage, float]
     phase_peaks: Sequence[gpu_pb2.PhasePeak]
+    levers: Levers
+    rungs: Sequence[str] = ()
+    nan_retry_count: int = 0
 
 
 Event = StageStarted | StepDone | Preview | ClipDone

@@ -6,6 +6,7 @@ Reads JSON only; no weights, no pickle and no Python file beside them is ever op
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -101,6 +102,17 @@ class ModelFolder:
         if not names or not all(_is_safetensors_name(name) for name in names):
             raise refused(self.model_id, f"the index of its {part} names files that are not safetensors beside it")
         return tuple(self.path / part / name for name in sorted(names))
+
+    def parameter_count(self) -> int:
+        """Counts the parameters by the headers of the weight files; reads no weights."""
+        from safetensors import safe_open
+
+        count = 0
+        for part in self.family.weights:
+            for file in self.weight_files(part, self.variant(part, prefer_fp16=True)):
+                with safe_open(file, framework="numpy") as tensors:
+                    count += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118  # not a dict
+        return count
 
 
 def open_folder(model: str, family: Family) -> ModelFolder:

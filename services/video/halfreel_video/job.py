@@ -1,6 +1,7 @@
 """One clip from request to MP4, as a generator that the engine runs: keyframe, encode, denoise, decode, mux.
 
-Knows nothing of gRPC, queues or other requests.
+Where memory runs out it goes down the ladder, and where numbers are not finite it goes on in more precise arithmetic,
+once. Knows nothing of gRPC, queues or other requests.
 """
 
 from __future__ import annotations
@@ -8,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,9 +25,13 @@ from halfreel_runtime.memory import MemoryMonitor
 from halfreel_video.clip import ClipRequest, segment_frame_counts
 from halfreel_video.events import ClipDone, Event, Preview, Stage, StageStarted, StepDone
 from halfreel_video.keyframe import draw_keyframe
+from halfreel_video.ladder import Ladder
+from halfreel_video.layout import IMAGE_ENCODER, KEYFRAME, UNET, VAE
 from halfreel_video.model import VideoModel
 from halfreel_video.mp4 import Mp4Writer
-from halfreel_video.svd import Denoising, decode, encode
+from halfreel_video.svd import Conditioning, Denoising, NanDetected, decode_chunk, embed, encode
+
+T = TypeVar("T")
 
 _TRIED_TO_ALLOCATE = re.compile(r"tried to allocate ([\d.]+) (bytes|[KMGT]iB)", re.IGNORECASE)
 _UNITS = {"bytes": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
@@ -34,13 +40,30 @@ _UNITS = {"bytes": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 class ClipJob:
     """The work on one clip. Whatever ends it, the model is left as it was found."""
 
-    def __init__(self, model: VideoModel, clip: ClipRequest, memory: MemoryMonitor) -> None:
-        """Prepares the work; nothing is computed before `steps`."""
+    def __init__(
+        self,
+        model: VideoModel,
+        clip: ClipRequest,
+        memory: MemoryMonitor,
+        predicted_bytes: Mapping[str, int] | None = None,
+    ) -> None:
+        """Prepares the work; nothing is computed before `steps`.
+
+        Args:
+            model: what renders it.
+            clip: what it is to be.
+            memory: is told of every phase.
+            predicted_bytes: what the clip's plan expects of each phase.
+        """
+        self._predicted_bytes = predicted_bytes or {}
+        self._layout = model.layout
+        self._ladder = Ladder(model.layout, clip.levers)
+        self._nan_retry_count = 0
         self._model = model
         self._clip = clip
         self._memory = memory
         self._accepted_at = time.monotonic()
-        self._segments = segment_frame_counts(clip.frame_count, model.clip_frame_count)
+        self._segments = segment_frame_counts(clip.frame_count, clip.segment_frame_count)
         self._stage_s: dict[Stage, float] = {}
         self._step_s: list[float] = []
 
@@ -54,21 +77,25 @@ class ClipJob:
             Events in the order of the work; ClipDone last.
 
         Raises:
-            OutOfMemory: with needed_bytes, where the allocator told them, and free_bytes.
-            Internal: NAN_DETECTED.
+            OutOfMemory: on the last rung; with needed_bytes, where the allocator told them, and free_bytes.
+            NanDetected: also in the most precise arithmetic.
             Cancelled, DeadlineExceeded: the token said so.
         """
         started_at = time.monotonic()
         shortage: OutOfMemory | None = None
         with self._memory.request(self._clip.request_id) as usage, self._model.pulse.of(token):
+            usage.predict(self._predicted_bytes)
             try:
+                levers = self._layout.arrange(self._clip.levers)
                 mp4 = yield from self._render(token)
             except Exception as error:
-                if isinstance(error, HalfreelError) or not isinstance(engine_error(error), OutOfMemory):
+                if not _is_shortage(error):
                     raise
                 shortage = self._shortage(str(error))
                 # The failed frames still hold tensors, which would be counted against the next request.
                 release_frames(error)
+            finally:
+                self._layout.restore()
         if shortage is not None:
             # Raised out here, where no exception is being handled that would keep those frames as its context.
             if self._model.device.kind == "cuda":
@@ -81,25 +108,21 @@ class ClipJob:
             generate_s=time.monotonic() - started_at,
             stage_s=self._stage_s,
             phase_peaks=usage.phase_peaks,
+            levers=levers,
+            rungs=tuple(self._ladder.rungs),
+            nan_retry_count=self._nan_retry_count,
         )
 
     def _render(self, token: CancelToken) -> Generator[Event, None, bytes]:
         """Renders part after part, each from the last frame of the part before, into one MP4."""
-        clip, model = self._clip, self._model
+        clip = self._clip
         # On the CPU on every device, so that a seed means the same noise everywhere.
         generator = torch.Generator("cpu").manual_seed(clip.seed)
         picture = clip.image
         if picture is None:
             yield self._started(Stage.KEYFRAME, 0)
-            with self._stage(Stage.KEYFRAME):
-                picture = draw_keyframe(
-                    model.keyframe,
-                    model.keyframe_defaults,
-                    clip.prompt,
-                    clip.width_px,
-                    clip.height_px,
-                    clip.seed,
-                )
+            with self._stage(Stage.KEYFRAME, KEYFRAME):
+                picture = self._persistent(self._keyframe, self._ladder.offload)
         with Mp4Writer(
             width_px=clip.width_px, height_px=clip.height_px, fps=clip.fps, frame_count=clip.frame_count
         ) as writer:
@@ -124,35 +147,107 @@ class ClipJob:
         token: CancelToken,
     ) -> Generator[Event, None, torch.Tensor]:
         """Encodes the picture and denoises one part's latents."""
-        clip, svd = self._clip, self._model.svd
+        clip, ladder = self._clip, self._ladder
         yield self._started(Stage.ENCODE, index)
-        with self._stage(Stage.ENCODE):
-            conditioning = encode(svd, picture, clip, frame_count, generator)
+        with self._stage(Stage.ENCODE, IMAGE_ENCODER):
+            noise = generator.get_state()
+
+            def encode_again() -> Conditioning:
+                generator.set_state(noise)  # the same noise, however often
+                return self._encode(picture, frame_count, generator)
+
+            conditioning = self._persistent(encode_again, ladder.offload)
         yield self._started(Stage.DENOISE, index)
-        with self._stage(Stage.DENOISE):
-            denoising = Denoising(svd, conditioning, clip, generator)
+        with self._stage(Stage.DENOISE, UNET):
+            denoising = Denoising(self._model.svd, conditioning, clip, generator)
             for _ in range(denoising.step_count):
                 token.raise_if_cancelled()
                 began_at = time.monotonic()
-                clean = denoising.step()
+                clean = self._persistent(lambda: self._step(denoising), ladder.save_denoising)
                 self._step_s.append(time.monotonic() - began_at)
                 yield self._step_done(denoising.step_count * len(self._segments))
                 if clip.preview:
                     jpeg = self._model.colours.jpeg(clean[0, frame_count // 2])
                     yield Preview(jpeg, len(self._step_s))
+            self._layout.restore()
         return denoising.latents
+
+    def _keyframe(self) -> Image.Image:
+        clip, model = self._clip, self._model
+
+        def draw() -> Image.Image:
+            return draw_keyframe(
+                model.keyframe, model.keyframe_defaults, clip.prompt, clip.width_px, clip.height_px, clip.seed
+            )
+
+        self._layout.use(KEYFRAME)
+        try:
+            return self._finite(draw, KEYFRAME)
+        finally:
+            self._layout.restore()
+
+    def _encode(self, picture: Image.Image, frame_count: int, generator: torch.Generator) -> Conditioning:
+        svd, layout = self._model.svd, self._layout
+        layout.use(IMAGE_ENCODER)
+        embeddings = embed(svd, picture, self._clip, layout.device)
+        layout.use(VAE)
+        return encode(svd, picture, self._clip, frame_count, generator, embeddings)
+
+    def _step(self, denoising: Denoising) -> torch.Tensor:
+        self._layout.use(UNET)
+        denoising.split_guidance = self._layout.levers.split_guidance
+        return self._finite(denoising.step, UNET, denoising.use_dtype)
 
     def _decode(
         self, latents: torch.Tensor, index: int, token: CancelToken
     ) -> Generator[Event, None, NDArray[np.uint8]]:
         """Decodes one part's latents, stopping between chunks when nobody waits any more."""
         yield self._started(Stage.DECODE, index)
-        with self._stage(Stage.DECODE):
+        svd, ladder, done = self._model.svd, self._ladder, 0
+        with self._stage(Stage.DECODE, VAE):
             chunks = []
-            for chunk in decode(self._model.svd, latents, self._clip.decode_chunk_frame_count):
-                chunks.append(chunk)
-                token.raise_if_cancelled()
+            try:
+                while done < latents.shape[1]:
+
+                    def decode_next() -> NDArray[np.uint8]:
+                        chunk = latents[:, done : done + ladder.decode_chunk_frame_count]  # noqa: B023  # called at once
+                        self._layout.use(VAE)
+                        return self._finite(lambda: decode_chunk(svd, chunk), VAE)
+
+                    chunks.append(self._persistent(decode_next, ladder.lower_decode))
+                    done += len(chunks[-1])
+                    token.raise_if_cancelled()
+            finally:
+                self._layout.restore()
             return np.concatenate(chunks)
+
+    def _persistent(self, work: Callable[[], T], give_up_something: Callable[[], bool]) -> T:
+        """Does a piece of work again, a rung down, for as long as memory runs out and there is something to give up."""
+        while True:
+            try:
+                return work()
+            except Exception as error:
+                if not _is_shortage(error):
+                    raise
+                text = str(error)
+                release_frames(error)
+            # Out here, where no exception holds the failed work's tensors.
+            self._layout.release_cached()
+            if not give_up_something():
+                raise MemoryError(text)
+
+    def _finite(self, work: Callable[[], T], part: str, use_dtype: Callable[[torch.dtype], None] | None = None) -> T:
+        """Does a piece of work again in more precise arithmetic, once, where its numbers are not finite."""
+        try:
+            return work()
+        except NanDetected:
+            if part in self._layout.changed or self._layout.dtype == torch.float32:
+                raise
+        self._nan_retry_count += 1
+        dtype = self._layout.upcast(part)
+        if use_dtype is not None:
+            use_dtype(dtype)
+        return work()
 
     def _started(self, stage: Stage, index: int) -> StageStarted:
         return StageStarted(stage, index, len(self._segments))
@@ -164,9 +259,14 @@ class ClipJob:
         return StepDone(done, count, self._step_s[-1], (count - done) * sum(steady) / len(steady))
 
     @contextmanager
-    def _stage(self, stage: Stage) -> Iterator[None]:
-        """Times a stage and tells the memory monitor of it; a stage that comes again is added up."""
+    def _stage(self, stage: Stage, *parts: str) -> Iterator[None]:
+        """Times a stage and tells the memory monitor of it; a stage that comes again is added up.
+
+        Parts that it does not need, and what the stage before has left in the allocator's cache, are gone before it is
+        measured, so that its peak is its own.
+        """
         began_at = time.monotonic()
+        self._layout.clear_for(*parts)
         with self._memory.phase(stage.value):
             yield
         self._stage_s[stage] = self._stage_s.get(stage, 0.0) + time.monotonic() - began_at
@@ -187,3 +287,7 @@ class ClipJob:
             "frame_count or decode_chunk_frame_count",
             metadata=metadata,
         )
+
+
+def _is_shortage(error: Exception) -> bool:
+    return not isinstance(error, HalfreelError) and isinstance(engine_error(error), OutOfMemory)

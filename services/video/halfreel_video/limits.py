@@ -12,16 +12,21 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from halfreel.gpu.v1 import gpu_pb2
 from halfreel.video.v1 import video_pb2
 from halfreel_runtime.checks import Checks
 from halfreel_runtime.errors import FailedPrecondition, InvalidArgument
+from halfreel_runtime.plan import Profile
 from halfreel_video.clip import ClipRequest
+from halfreel_video.levers import Levers
 from halfreel_video.model import ClipDefaults
+from halfreel_video.planner import Choice, Wish
 from halfreel_video.settings import VideoSettings
 
 MAX_PROMPT_CHARACTERS = 2000
 MAX_SEED = 2**63 - 1
 MIN_SIDE_PX, MAX_SIDE_PX = 64, 2048
+MIN_CARD_BYTES, MAX_CARD_BYTES = 2**30, 2**40
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{0,128}")
 
 
@@ -78,8 +83,12 @@ class Limits:
         """Returns the largest value of a field."""
         return int(next(limit.high for limit in self.table if limit.field == field))
 
-    def check(self, request: video_pb2.GenerateRequest) -> None:
+    def check(self, request: video_pb2.GenerateRequest, *, planned: bool = False) -> None:
         """Checks every field of a request but the pixels of its image.
+
+        Args:
+            request: what came.
+            planned: it is only planned, and needs neither prompt nor image.
 
         Raises:
             InvalidArgument: INVALID_FIELD; tells every field that is wrong, its value and its limit.
@@ -98,33 +107,82 @@ class Limits:
         )
         if request.prompt:
             checks.text("prompt", request.prompt, max_characters=MAX_PROMPT_CHARACTERS)
-        else:
+        elif not planned:
             checks.require(
                 bool(request.image), "prompt", "is empty and so is image; the first picture needs one of them"
             )
+        checks.require(
+            request.profile in gpu_pb2.MemoryProfile.values(),
+            "profile",
+            f"is {request.profile}; it must be one of {', '.join(gpu_pb2.MemoryProfile.keys())}",
+        )
         checks.done()
+        if request.HasField("levers"):
+            Levers.read(request.levers)
 
-    def clip(self, request: video_pb2.GenerateRequest, request_id: str, image: Image.Image | None) -> ClipRequest:
-        """Makes the clip of a checked request: defaults filled in, a seed chosen where none is given."""
-        return ClipRequest(
-            request_id=request_id,
-            prompt=request.prompt,
-            image=image,
+    def check_plan(self, request: video_pb2.PlanMemoryRequest) -> None:
+        """Checks a request for a plan.
+
+        Raises:
+            InvalidArgument: INVALID_FIELD.
+        """
+        if request.HasField("card_bytes"):
+            checks = Checks()
+            checks.between("card_bytes", request.card_bytes, MIN_CARD_BYTES, MAX_CARD_BYTES, "bytes")
+            checks.done()
+        self.check(request.clip, planned=True)
+
+    def wish(self, request: video_pb2.GenerateRequest, clip_frame_count: int, profile: Profile) -> Wish:
+        """What of a checked request decides its memory.
+
+        Args:
+            request: what was checked.
+            clip_frame_count: the most frames that the model renders at once.
+            profile: where the request names none.
+        """
+        chunk = request.decode_chunk_frame_count if request.HasField("decode_chunk_frame_count") else None
+        levers = Levers.read(request.levers) if request.HasField("levers") else None
+        return Wish(
             width_px=int(self._value(request, "width_px")),
             height_px=int(self._value(request, "height_px")),
             frame_count=int(self._value(request, "frame_count")),
             step_count=int(self._value(request, "step_count")),
+            guided=self._value(request, "guidance_scale") > 1,
+            drawn=not request.image,
+            decode_chunk_frame_count=chunk,
+            levers=levers,
+            profile=Profile.of(request.profile, profile),
+            segment_frame_count=clip_frame_count,
+        )
+
+    def clip(
+        self, request: video_pb2.GenerateRequest, choice: Choice, request_id: str, image: Image.Image | None
+    ) -> ClipRequest:
+        """Makes the clip of an admitted request: defaults filled in, a seed chosen where none is given.
+
+        Args:
+            request: what was checked.
+            choice: what was admitted.
+            request_id: for the log.
+            image: the first picture, of the choice's size.
+        """
+        wish = choice.wish
+        return ClipRequest(
+            request_id=request_id,
+            prompt=request.prompt,
+            image=image,
+            width_px=wish.width_px,
+            height_px=wish.height_px,
+            frame_count=wish.frame_count,
+            step_count=wish.step_count,
             fps=int(self._value(request, "fps")),
             motion_bucket=int(self._value(request, "motion_bucket")),
             guidance_scale=self._value(request, "guidance_scale"),
-            decode_chunk_frame_count=int(self._value(request, "decode_chunk_frame_count")),
             seed=request.seed if request.HasField("seed") else secrets.randbelow(MAX_SEED + 1),
             preview=request.preview,
+            levers=choice.levers,
+            segment_frame_count=wish.segment_frame_count,
         )
-
-    def size_px(self, request: video_pb2.GenerateRequest) -> tuple[int, int]:
-        """Returns the clip's width and height."""
-        return int(self._value(request, "width_px")), int(self._value(request, "height_px"))
 
     def _value(self, request: video_pb2.GenerateRequest, field: str) -> float:
         source = request if request.HasField(field) else self.defaults  # type: ignore[arg-type]  # names are of the table

@@ -117,7 +117,15 @@ def _load_parts(folder: ModelFolder, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def _on_device(pipeline: Any, device: torch.device) -> Any:
-    """Moves all of a pipeline, SVD's mix factors too, which stay behind when the parts were built on a device."""
+    """Moves all of a pipeline, SVD's mix factors too, which stay behind when the parts were built on a device.
+
+    On a CPU the weights lie where the file has them, at any address, and kernels for other addresses round otherwise:
+    they are copied to where the allocator would have them, so that a part that leaves and comes back computes the same.
+    """
     pipeline.to(device)
+    if device.type == "cpu":
+        for part in pipeline.components.values():
+            for parameter in part.parameters() if isinstance(part, torch.nn.Module) else ():
+                parameter.data = parameter.data.clone()
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from halfreel_runtime.device import Device
+from halfreel_runtime.plan import Profile
+from halfreel_video.architecture import Architecture
 from halfreel_video.clip import ClipRequest
+from halfreel_video.coefficients import shipped, shipped_architecture
+from halfreel_video.estimate import Estimate
 from halfreel_video.folder import KEYFRAME, SVD, ModelFolder, open_folder, refused
 from halfreel_video.keyframe import KeyframeDefaults, draw_keyframe
+from halfreel_video.layout import IMAGE_ENCODER, UNET, VAE, Layout
+from halfreel_video.layout import KEYFRAME as KEYFRAME_PART
+from halfreel_video.levers import Levers
 from halfreel_video.loading import WeightFigures, dtype_for, load_keyframe, load_svd, weight_figures
+from halfreel_video.planner import DEFAULT_DECODE_CHUNK, Wish
 from halfreel_video.preview import LatentColours
 from halfreel_video.pulse import Pulse
 from halfreel_video.settings import VideoSettings
-from halfreel_video.svd import Denoising, decode, encode
+from halfreel_video.svd import Denoising, decode, embed, encode
 
-# diffusers' own choice where it is asked for nothing; measured as fast as any on the default model.
-ATTENTION_BACKEND = "sdpa"
 _WARM_UP_SIDE_PX = 128
 
 
@@ -33,7 +40,7 @@ class ClipDefaults:
     fps: int
     motion_bucket: int
     guidance_scale: float
-    decode_chunk_frame_count: int = 8
+    decode_chunk_frame_count: int = DEFAULT_DECODE_CHUNK
 
     @classmethod
     def of(cls, folder: ModelFolder, clip_frame_count: int) -> ClipDefaults:
@@ -69,6 +76,8 @@ class VideoModel:
     colours: LatentColours
     pulse: Pulse
     weights: WeightFigures
+    layout: Layout
+    architecture: Architecture
 
     @property
     def dtype_name(self) -> str:
@@ -76,17 +85,25 @@ class VideoModel:
         return str(self.dtype).removeprefix("torch.")
 
 
-def load_model(settings: VideoSettings, device: Device) -> VideoModel:
+def load_model(settings: VideoSettings, device: Device, room_bytes: int = sys.maxsize) -> VideoModel:
     """Loads both models.
+
+    Args:
+        settings: what the server was told.
+        device: what the models run on.
+        room_bytes: what the server may take of it, without the context.
 
     Raises:
         NotFound: MODEL_NOT_FOUND.
         FailedPrecondition: MODEL_REFUSED.
     """
     svd_folder, keyframe_folder = open_folder(settings.model, SVD), open_folder(settings.keyframe_model, KEYFRAME)
-    dtype, torch_device = dtype_for(settings.precision, device.kind), torch.device(device.torch_name)
-    svd = load_svd(svd_folder, dtype, torch_device)
-    keyframe = load_keyframe(keyframe_folder, dtype, torch_device)
+    torch_device = torch.device(device.torch_name)
+    parameter_count = svd_folder.parameter_count() + keyframe_folder.parameter_count()
+    dtype = choose_dtype(settings, device, parameter_count, room_bytes)
+    # Where not all has room at once, parts come to the device only while they work.
+    home = torch_device if parameter_count * dtype.itemsize < room_bytes else torch.device("cpu")
+    svd, keyframe = load_svd(svd_folder, dtype, home), load_keyframe(keyframe_folder, dtype, home)
     clip_frame_count = int(svd.unet.config.num_frames)
     if clip_frame_count < 2:
         raise refused(svd_folder.model_id, f"its unet makes {clip_frame_count} frames; it must make 2 or more")
@@ -95,6 +112,10 @@ def load_model(settings: VideoSettings, device: Device) -> VideoModel:
             raise refused(
                 folder.model_id, f"its vae scales by {pipeline.vae_scale_factor}; sizes here are multiples of 8"
             )
+    layout = Layout(svd, keyframe, torch_device, dtype)
+    if settings.memory_profile == "saver":
+        layout.park_all()
+    keyframe_defaults = KeyframeDefaults.of(keyframe_folder, keyframe)
     return VideoModel(
         svd=svd,
         keyframe=keyframe,
@@ -104,15 +125,37 @@ def load_model(settings: VideoSettings, device: Device) -> VideoModel:
         dtype=dtype,
         clip_frame_count=clip_frame_count,
         defaults=ClipDefaults.of(svd_folder, clip_frame_count),
-        keyframe_defaults=KeyframeDefaults.of(keyframe_folder, keyframe),
+        keyframe_defaults=keyframe_defaults,
         colours=LatentColours(svd),
         pulse=Pulse(svd, keyframe),
         weights=weight_figures(svd, keyframe),
+        layout=layout,
+        architecture=Architecture.of(svd, keyframe, layout.blocks, keyframe_defaults),
     )
 
 
-def warm_up(model: VideoModel) -> None:
-    """Renders two small frames, so that the first request does not pay for choosing and loading kernels."""
+def choose_dtype(settings: VideoSettings, device: Device, parameter_count: int, room_bytes: int) -> torch.dtype:
+    """The arithmetic for a precision.
+
+    "auto" is FP16 on a GPU and FP32 on a CPU, where FP16 is slow; in profile "quality" also on a GPU that has room for
+    a clip of the default model in FP32.
+    """
+    if settings.precision == "auto" and settings.memory_profile == "quality" and device.kind == "cuda":
+        clip = Wish(1024, 576, 25, 25, True, True, None, Levers(), Profile.QUALITY, 25)
+        estimate = Estimate(Architecture.from_json(shipped_architecture()), shipped("float32"), "float32")
+        activations = max(phase.activation_bytes for phase in estimate.phases(clip.shape, Levers()))
+        if parameter_count * 4 + activations < room_bytes:
+            return torch.float32
+    return dtype_for(settings.precision, device.kind)
+
+
+def warm_up(model: VideoModel, levers: Levers) -> None:
+    """Renders two small frames, so that the first request does not pay for choosing and loading kernels.
+
+    Args:
+        model: what was loaded.
+        levers: those of the clip that is asked for most.
+    """
     clip = ClipRequest(
         request_id="warm-up",
         prompt="",
@@ -124,14 +167,22 @@ def warm_up(model: VideoModel) -> None:
         fps=model.defaults.fps,
         motion_bucket=model.defaults.motion_bucket,
         guidance_scale=model.defaults.guidance_scale,
-        decode_chunk_frame_count=2,
         seed=0,
         preview=False,
+        levers=levers,
+        segment_frame_count=2,
     )
-    generator = torch.Generator("cpu").manual_seed(clip.seed)
+    layout, generator = model.layout, torch.Generator("cpu").manual_seed(clip.seed)
+    layout.arrange(levers)
+    layout.use(KEYFRAME_PART)
     picture = draw_keyframe(model.keyframe, model.keyframe_defaults, "", clip.width_px, clip.height_px, clip.seed)
-    conditioning = encode(model.svd, picture, clip, clip.frame_count, generator)
+    layout.use(IMAGE_ENCODER)
+    embeddings = embed(model.svd, picture, clip, layout.device)
+    layout.use(VAE)
+    conditioning = encode(model.svd, picture, clip, clip.frame_count, generator, embeddings)
+    layout.use(UNET)
     denoising = Denoising(model.svd, conditioning, clip, generator)
     denoising.step()
-    for _ in decode(model.svd, denoising.latents, clip.decode_chunk_frame_count):
+    layout.use(VAE)
+    for _ in decode(model.svd, denoising.latents, levers.decode_chunk_frame_count):
         pass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
 from google.protobuf.duration_pb2 import Duration
@@ -12,7 +12,8 @@ from halfreel_runtime.engine import Queued
 from halfreel_video.clip import ClipRequest
 from halfreel_video.events import ClipDone, Event, Preview, Stage, StageStarted, StepDone
 from halfreel_video.limits import Limits
-from halfreel_video.model import ATTENTION_BACKEND, VideoModel
+from halfreel_video.model import VideoModel
+from halfreel_video.planner import Choice
 
 CONTRACT_VERSION = "1.0"
 CHUNK_BYTES = 512 * 1024  # of the MP4 in one message; the contract allows 1 MiB
@@ -92,9 +93,7 @@ def _completed(done: ClipDone, clip: ClipRequest, model: VideoModel) -> video_pb
         seed=clip.seed,
         dtype=model.dtype_name,
         device=model.device.torch_name,
-        levers=Response.Levers(
-            decode_chunk_frame_count=clip.decode_chunk_frame_count, attention_backend=ATTENTION_BACKEND
-        ),
+        levers=done.levers.message(),
         queue_duration=_duration(done.queue_s),
         generate_duration=_duration(done.generate_s),
         stage_durations=[
@@ -102,6 +101,35 @@ def _completed(done: ClipDone, clip: ClipRequest, model: VideoModel) -> video_pb
             for stage, seconds in done.stage_s.items()
         ],
         phase_peaks=done.phase_peaks,
+        rungs=done.rungs,
+        nan_retry_count=done.nan_retry_count,
+    )
+
+
+def planned(choice: Choice, cheaper: bool) -> video_pb2.GenerateResponse:
+    """Tells the plan that a clip is rendered by, and the cheaper form where it is one."""
+    plan = Response.Planned(plan=choice.plan.message(), levers=choice.levers.message())
+    if cheaper:
+        plan.variant.CopyFrom(_variant(choice))
+    return Response(plan=plan)
+
+
+def plan_response(choice: Choice, variants: Sequence[Choice]) -> video_pb2.PlanMemoryResponse:
+    """Tells a plan, and cheaper forms that fit."""
+    return video_pb2.PlanMemoryResponse(
+        plan=choice.plan.message(),
+        levers=choice.levers.message(),
+        variants=[_variant(variant) for variant in variants],
+    )
+
+
+def _variant(choice: Choice) -> video_pb2.Variant:
+    return video_pb2.Variant(
+        width_px=choice.wish.width_px,
+        height_px=choice.wish.height_px,
+        segment_frame_count=choice.wish.shape.frame_count,
+        levers=choice.levers.message(),
+        plan=choice.plan.message(),
     )
 
 

@@ -10,16 +10,20 @@ from typing import Any
 import grpc
 
 from halfreel.video.v1 import video_pb2, video_pb2_grpc
-from halfreel_runtime.engine import Engine
+from halfreel_runtime.engine import Engine, Queued
 from halfreel_runtime.errors import Internal
 from halfreel_runtime.logs import request_id_var
 from halfreel_runtime.memory import MemoryMonitor
+from halfreel_runtime.memory_limit import MemoryLimit
+from halfreel_runtime.plan import Profile
+from halfreel_video.admission import Admission, predictions
 from halfreel_video.events import Event, merge
 from halfreel_video.job import ClipJob
+from halfreel_video.levers import Levers
 from halfreel_video.limits import Limits
 from halfreel_video.model import VideoModel
 from halfreel_video.picture import decode_picture
-from halfreel_video.replies import model_response, responses
+from halfreel_video.replies import model_response, plan_response, planned, responses
 from halfreel_video.settings import VideoSettings
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -32,27 +36,45 @@ class VideoService(video_pb2_grpc.VideoServiceServicer):
         self._engine = engine
         self._memory = memory
         self._settings = settings
-        self._served: tuple[VideoModel, Limits] | None = None
+        self._served: tuple[VideoModel, Limits, Admission] | None = None
 
     def model_loaded(self, model: VideoModel) -> None:
         """Takes the model; called once, in the engine's thread, before the engine serves."""
-        self._served = model, Limits.of(self._settings, model.defaults)
+        limits, limit = Limits.of(self._settings, model.defaults), MemoryLimit.of(self._settings, model.device)
+        admission = Admission(model, limits, self._memory, limit, Profile(self._settings.memory_profile))
+        limit.enforce(admission.context_bytes)
+        self._served = model, limits, admission
+
+    def usual_levers(self) -> Levers:
+        """Those of the clip that a request gets which names nothing; the model has been loaded."""
+        _, _, admission = self._loaded()
+        return admission.usual_levers()
 
     async def Generate(
         self, request: video_pb2.GenerateRequest, context: Context
     ) -> AsyncIterator[video_pb2.GenerateResponse]:
         """Renders one clip."""
-        model, limits = self._serving()
+        model, limits, admission = self._serving()
         limits.check(request)
+        choice, cheaper = await asyncio.to_thread(admission.admit, request)
         image = None
         if request.image:
-            image = await asyncio.to_thread(decode_picture, request.image, *limits.size_px(request))
-        clip = limits.clip(request, request.request_id or request_id_var.get(), image)
-        job = ClipJob(model, clip, self._memory)
+            size = choice.wish.width_px, choice.wish.height_px
+            image = await asyncio.to_thread(decode_picture, request.image, *size)
+        clip = limits.clip(request, choice, request.request_id or request_id_var.get(), image)
+        job = ClipJob(model, clip, self._memory, predictions(choice, model))
         async with aclosing(self._engine.run(job.steps, merge=merge)) as events:
             async for event in events:
                 for response in responses(event, clip, model):
                     yield response
+                if isinstance(event, Queued):
+                    yield planned(choice, cheaper)
+
+    async def PlanMemory(self, request: video_pb2.PlanMemoryRequest, context: Context) -> video_pb2.PlanMemoryResponse:
+        """Plans one clip."""
+        _, limits, admission = self._serving()
+        limits.check_plan(request)
+        return plan_response(*await asyncio.to_thread(admission.plan, request))
 
     async def MemoryStatus(
         self, request: video_pb2.MemoryStatusRequest, context: Context
@@ -62,11 +84,14 @@ class VideoService(video_pb2_grpc.VideoServiceServicer):
 
     async def GetModel(self, request: video_pb2.GetModelRequest, context: Context) -> video_pb2.GetModelResponse:
         """Tells the models."""
-        model, limits = self._serving()
+        model, limits, _ = self._serving()
         return model_response(model, limits, self._settings.max_waiting_request_count)
 
-    def _serving(self) -> tuple[VideoModel, Limits]:
+    def _serving(self) -> tuple[VideoModel, Limits, Admission]:
         self._engine.require_serving()
+        return self._loaded()
+
+    def _loaded(self) -> tuple[VideoModel, Limits, Admission]:
         if self._served is None:
             raise Internal("the engine serves without a model")
         return self._served

@@ -39,13 +39,41 @@ class Conditioning:
     guided: bool
 
 
+class NanDetected(Internal):
+    """The model gave values that are not numbers; more precise arithmetic may help."""
+
+    default_reason = "NAN_DETECTED"
+
+
+@torch.no_grad()  # type: ignore[untyped-decorator]  # torch is not typed to mypy
+def embed(pipeline: Any, picture: Image.Image, clip: ClipRequest, device: torch.device) -> torch.Tensor:
+    """Looks at the first picture of a clip with the image encoder, which must be on the device."""
+    embeddings: torch.Tensor = pipeline._encode_image(picture, device, 1, clip.guidance_scale > 1)
+    return embeddings
+
+
 @torch.no_grad()  # type: ignore[untyped-decorator]  # torch is not typed to mypy
 def encode(
-    pipeline: Any, picture: Image.Image, clip: ClipRequest, frame_count: int, generator: torch.Generator
+    pipeline: Any,
+    picture: Image.Image,
+    clip: ClipRequest,
+    frame_count: int,
+    generator: torch.Generator,
+    embeddings: torch.Tensor | None = None,
 ) -> Conditioning:
-    """Encodes the first picture of a clip, which must have the clip's own size."""
-    device, guided = pipeline.device, clip.guidance_scale > 1
-    embeddings = pipeline._encode_image(picture, device, 1, guided)
+    """Encodes the first picture of a clip, which must have the clip's own size, with the VAE.
+
+    Args:
+        pipeline: the StableVideoDiffusionPipeline; its VAE is on the device.
+        picture: the first picture.
+        clip: the request.
+        frame_count: frames of this part of the clip.
+        generator: draws the noise that the picture gets.
+        embeddings: what `embed` gave; None calls it here.
+    """
+    if embeddings is None:
+        embeddings = embed(pipeline, picture, clip, pipeline.device)
+    device, guided = embeddings.device, clip.guidance_scale > 1
     pixels = pipeline.video_processor.preprocess(picture, height=clip.height_px, width=clip.width_px).to(device)
     noise = randn_tensor(pixels.shape, generator=generator, device=device, dtype=pixels.dtype)
     with upcast(pipeline.vae):
@@ -72,22 +100,24 @@ class Denoising:
         Args:
             pipeline: the StableVideoDiffusionPipeline.
             conditioning: what `encode` gave.
-            clip: the request; its step count and guidance scale are used.
+            clip: the request; its step count, guidance scale and levers are used.
             generator: the one that `encode` drew from; the order of the draws decides the clip.
         """
         self._unet = pipeline.unet
         self._conditioning = conditioning
         self._scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
-        self._scheduler.set_timesteps(clip.step_count, device=pipeline.device)
+        device = conditioning.image_embeddings.device
+        self._scheduler.set_timesteps(clip.step_count, device=device)
         _, frame_count, channel_count, height, width = conditioning.image_latents.shape
         dtype = conditioning.image_embeddings.dtype
         noise = randn_tensor(
-            (1, frame_count, channel_count, height, width), generator=generator, device=pipeline.device, dtype=dtype
+            (1, frame_count, channel_count, height, width), generator=generator, device=device, dtype=dtype
         )
         self._latents = noise * self._scheduler.init_noise_sigma
         scale = torch.linspace(MIN_GUIDANCE_SCALE, clip.guidance_scale, frame_count)
-        self._guidance_scale = scale.to(pipeline.device, dtype).reshape(1, frame_count, 1, 1, 1)
+        self._guidance_scale = scale.to(device, dtype).reshape(1, frame_count, 1, 1, 1)
         self._index = 0
+        self.split_guidance = clip.levers.split_guidance
 
     @property
     def step_count(self) -> int:
@@ -103,27 +133,59 @@ class Denoising:
     def step(self) -> torch.Tensor:
         """Does one step, waits for the device, and returns the clean latents as predicted now.
 
+        A step that fails changes nothing, and can be done again.
+
         Raises:
-            Internal: NAN_DETECTED; the latents are no longer numbers.
+            NanDetected: the latents would be no numbers any more.
         """
-        given, timestep = self._conditioning, self._scheduler.timesteps[self._index]
-        latents = torch.cat([self._latents] * 2) if given.guided else self._latents
-        latents = self._scheduler.scale_model_input(latents, timestep)
-        noise = self._unet(
-            torch.cat([latents, given.image_latents], dim=2),
-            timestep,
-            encoder_hidden_states=given.image_embeddings,
-            added_time_ids=given.added_time_ids,
-            return_dict=False,
-        )[0]
-        if given.guided:
-            without, with_picture = noise.chunk(2)
-            noise = without + self._guidance_scale * (with_picture - without)
+        timestep = self._scheduler.timesteps[self._index]
+        noise = self._noise(timestep)
+        check_finite(noise, f"denoising step {self._index + 1}")
         result = self._scheduler.step(noise, timestep, self._latents)
+        try:
+            check_finite(result.prev_sample, f"denoising step {self._index + 1}")
+        except NanDetected:
+            self._scheduler._step_index -= 1
+            raise
         self._latents = result.prev_sample
         self._index += 1
-        check_finite(self._latents, f"denoising step {self._index}")
         return result.pred_original_sample
+
+    def use_dtype(self, dtype: torch.dtype) -> None:
+        """Goes on in another arithmetic, to which the UNet has been switched."""
+        given = self._conditioning
+        self._conditioning = Conditioning(
+            given.image_embeddings.to(dtype),
+            given.image_latents.to(dtype),
+            given.added_time_ids.to(dtype),
+            given.guided,
+        )
+        self._latents, self._guidance_scale = self._latents.to(dtype), self._guidance_scale.to(dtype)
+
+    def _noise(self, timestep: torch.Tensor) -> torch.Tensor:
+        """The noise in the latents as the UNet sees it, both halves of guidance joined."""
+        given = self._conditioning
+        if not given.guided:
+            return self._predict(self._latents, timestep, slice(None))
+        if self.split_guidance:
+            without = self._predict(self._latents, timestep, slice(0, 1))
+            with_picture = self._predict(self._latents, timestep, slice(1, 2))
+        else:
+            both = self._predict(torch.cat([self._latents] * 2), timestep, slice(None))
+            without, with_picture = both.chunk(2)
+        return without + self._guidance_scale * (with_picture - without)
+
+    def _predict(self, latents: torch.Tensor, timestep: torch.Tensor, halves: slice) -> torch.Tensor:
+        given = self._conditioning
+        scaled = self._scheduler.scale_model_input(latents, timestep)
+        noise: torch.Tensor = self._unet(
+            torch.cat([scaled, given.image_latents[halves]], dim=2),
+            timestep,
+            encoder_hidden_states=given.image_embeddings[halves],
+            added_time_ids=given.added_time_ids[halves],
+            return_dict=False,
+        )[0]
+        return noise
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]  # torch is not typed to mypy
@@ -139,14 +201,20 @@ def decode(pipeline: Any, latents: torch.Tensor, chunk_frame_count: int) -> Iter
         RGB frames of shape (at most chunk_frame_count, height, width, 3).
 
     Raises:
-        Internal: NAN_DETECTED; the frames are no numbers.
+        NanDetected: the frames are no numbers.
     """
-    scaled = 1 / pipeline.vae.config.scaling_factor * latents.flatten(0, 1)
-    for start in range(0, len(scaled), chunk_frame_count):
-        chunk = scaled[start : start + chunk_frame_count]
-        frames = pipeline.vae.decode(chunk, num_frames=len(chunk)).sample
-        check_finite(frames, "decoding")
-        yield to_rgb(frames)
+    for start in range(0, latents.shape[1], chunk_frame_count):
+        yield decode_chunk(pipeline, latents[:, start : start + chunk_frame_count])
+
+
+@torch.no_grad()  # type: ignore[untyped-decorator]  # torch is not typed to mypy
+def decode_chunk(pipeline: Any, latents: torch.Tensor) -> NDArray[np.uint8]:
+    """Decodes latents of a few frames at once; as `decode`, wherever and in whichever arithmetic the VAE is."""
+    vae = pipeline.vae
+    chunk = (1 / vae.config.scaling_factor * latents.flatten(0, 1)).to(vae.device, vae.dtype)
+    frames = vae.decode(chunk, num_frames=len(chunk)).sample
+    check_finite(frames, "decoding")
+    return to_rgb(frames)
 
 
 def to_rgb(pixels: torch.Tensor) -> NDArray[np.uint8]:
@@ -157,16 +225,15 @@ def to_rgb(pixels: torch.Tensor) -> NDArray[np.uint8]:
 
 
 def check_finite(tensor: torch.Tensor, where: str) -> None:
-    """Raises Internal (NAN_DETECTED) unless all elements are finite; a NaN would become a black film.
+    """Raises NanDetected unless all elements are finite; a NaN would become a black film.
 
     It waits for the device, which the loops here want: a step is over when it is over on the device.
     """
     if not bool(torch.isfinite(tensor).all()):
         dtype = str(tensor.dtype).removeprefix("torch.")
-        raise Internal(
+        raise NanDetected(
             f"the model gave values that are not numbers in {where}, in {dtype}; start the server with precision bf16 "
             "or fp32, or check the model's weights",
-            reason="NAN_DETECTED",
             metadata={"dtype": dtype, "where": where},
         )
 

@@ -1,16 +1,18 @@
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
-from tiny_video import save_models
+from tiny_video import CLIP_FRAME_COUNT, save_models
 
 from halfreel_runtime.device import find_device
 from halfreel_video.clip import ClipRequest
 from halfreel_video.folder import KEYFRAME, SVD, open_folder
+from halfreel_video.levers import Levers
 from halfreel_video.loading import load_keyframe, load_svd
 from halfreel_video.model import load_model
 from halfreel_video.settings import VideoSettings
@@ -56,11 +58,12 @@ def clip_request(**changes: Any) -> ClipRequest:
         "fps": 7,
         "motion_bucket": 127,
         "guidance_scale": 1.0,
-        "decode_chunk_frame_count": 8,
         "seed": 5,
         "preview": False,
+        "segment_frame_count": CLIP_FRAME_COUNT,
     }
-    return ClipRequest(**(values | changes))
+    levers = {name: changes.pop(name) for name in [each.name for each in fields(Levers)] if name in changes}
+    return ClipRequest(**({"levers": Levers(**levers)} | values | changes))
 
 
 @pytest.fixture

@@ -258,6 +258,7 @@ def test_a_real_allocation_that_fails_is_out_of_memory(
 def test_a_keyframe_that_is_no_number_is_an_error(
     run: Any, make_clip: Any, model: VideoModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    list(run(make_clip()))  # so that all parts are where they belong, and stay there
     bias = model.keyframe.unet.conv_out.bias
     monkeypatch.setattr(bias, "data", torch.full_like(bias, float("nan")))
     with pytest.raises(Internal) as caught:

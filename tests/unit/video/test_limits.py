@@ -8,8 +8,12 @@ import pytest
 
 from halfreel.video.v1 import video_pb2
 from halfreel_runtime.errors import FailedPrecondition, InvalidArgument
+from halfreel_runtime.plan import Plan, Profile, Room
+from halfreel_video.clip import ClipRequest
+from halfreel_video.levers import Levers
 from halfreel_video.limits import Limits
 from halfreel_video.model import ClipDefaults
+from halfreel_video.planner import Choice
 from halfreel_video.settings import VideoSettings
 
 DEFAULTS = ClipDefaults(
@@ -22,17 +26,23 @@ def request(**fields: Any) -> video_pb2.GenerateRequest:
     return video_pb2.GenerateRequest(**({"prompt": "a red circle"} | fields))
 
 
+def clip_of(asked: video_pb2.GenerateRequest) -> ClipRequest:
+    wish = LIMITS.wish(asked, 16, Profile.AUTO)
+    plan = Plan(Profile.AUTO, (), 0, Room(1))
+    return LIMITS.clip(asked, Choice(wish, wish.levers or Levers(), plan), "id", None)
+
+
 def test_a_request_that_names_nothing_gets_the_defaults() -> None:
     LIMITS.check(request())
-    clip = LIMITS.clip(request(), "id", None)
+    clip = clip_of(request())
     assert (clip.width_px, clip.height_px, clip.frame_count, clip.step_count) == (128, 96, 16, 6)
-    assert (clip.fps, clip.motion_bucket, clip.guidance_scale, clip.decode_chunk_frame_count) == (8, 127, 1.0, 8)
+    assert (clip.fps, clip.motion_bucket, clip.guidance_scale, clip.levers) == (8, 127, 1.0, Levers())
     assert 0 <= clip.seed < 2**63
-    assert clip.seed != LIMITS.clip(request(), "id", None).seed
+    assert clip.seed != clip_of(request()).seed
 
 
 def test_what_a_request_names_wins_over_the_defaults() -> None:
-    clip = LIMITS.clip(request(width_px=64, guidance_scale=2.5, seed=0, preview=True), "id", None)
+    clip = clip_of(request(width_px=64, guidance_scale=2.5, seed=0, preview=True))
     assert (clip.width_px, clip.height_px, clip.guidance_scale, clip.seed, clip.preview) == (64, 96, 2.5, 0, True)
 
 
@@ -96,3 +106,43 @@ def test_a_model_with_defaults_out_of_range_is_refused() -> None:
     with pytest.raises(FailedPrecondition, match="width_px is 100") as caught:
         Limits.of(VideoSettings(), ClipDefaults(100, 96, 16, 6, 8, 127, 1.0))
     assert caught.value.reason == "MODEL_REFUSED"
+
+
+def test_levers_of_a_request_are_the_clips_own() -> None:
+    asked = request(
+        levers=Levers(decode_chunk_frame_count=3, split_guidance=True, feed_forward_chunk_count=4).message()
+    )
+    LIMITS.check(asked)
+    assert clip_of(asked).levers == Levers(3, "sdpa", True, 4, False, False)
+    assert Levers.read(Levers().message()) == Levers()
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"decode_chunk_frame_count": 201}, "levers.decode_chunk_frame_count is 201; it must be between 1 and 200"),
+        ({"decode_chunk_frame_count": -1}, "levers.decode_chunk_frame_count is -1"),
+        ({"feed_forward_chunk_count": 65}, "levers.feed_forward_chunk_count is 65; it must be between 1 and 64"),
+        ({"attention_backend": "flash"}, "levers.attention_backend is 'flash'; it must be one of"),
+    ],
+)
+def test_a_lever_out_of_range_is_named(fields: dict[str, Any], text: str) -> None:
+    with pytest.raises(InvalidArgument, match="levers") as caught:
+        LIMITS.check(request(levers=video_pb2.GenerateResponse.Levers(**fields)))
+    assert text in caught.value.message
+
+
+def test_an_unknown_profile_is_refused() -> None:
+    with pytest.raises(InvalidArgument, match="profile is 99; it must be one of"):
+        LIMITS.check(request(profile=99))
+
+
+def test_a_plan_needs_neither_words_nor_picture_but_a_card_in_range() -> None:
+    clip = video_pb2.GenerateRequest()
+    LIMITS.check_plan(video_pb2.PlanMemoryRequest(clip=clip, card_bytes=2**30))
+    LIMITS.check_plan(video_pb2.PlanMemoryRequest(clip=clip))
+    for card_bytes in (2**30 - 1, 2**40 + 1, 0):
+        with pytest.raises(InvalidArgument, match="card_bytes is"):
+            LIMITS.check_plan(video_pb2.PlanMemoryRequest(clip=clip, card_bytes=card_bytes))
+    with pytest.raises(InvalidArgument, match="width_px is 8; it must be"):
+        LIMITS.check_plan(video_pb2.PlanMemoryRequest(clip=video_pb2.GenerateRequest(width_px=8)))

@@ -19,7 +19,7 @@ def render(pipeline: Any, picture: Any, clip: Any) -> np.ndarray:
     denoising = Denoising(pipeline, conditioning, clip, generator)
     for _ in range(denoising.step_count):
         denoising.step()
-    return np.concatenate(list(decode(pipeline, denoising.latents, clip.decode_chunk_frame_count)))
+    return np.concatenate(list(decode(pipeline, denoising.latents, clip.levers.decode_chunk_frame_count)))
 
 
 @pytest.mark.parametrize(

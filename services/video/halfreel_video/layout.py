@@ -1,0 +1,202 @@
+"""Where the parts of both models are, and how they compute: what a clip's levers say, done.
+
+Used by the engine's thread alone. Knows nothing of clips, nor of what a lever saves.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+
+from halfreel_runtime.host_arena import PinError
+from halfreel_video.attention import Attention
+from halfreel_video.feed_forward import FeedForwardChunks
+from halfreel_video.levers import Levers
+from halfreel_video.streaming import WeightStream, unet_blocks
+from halfreel_video.weights import FlatWeights
+
+KEYFRAME, IMAGE_ENCODER, VAE, UNET = "keyframe", "image_encoder", "vae", "unet"
+_logger = logging.getLogger(__name__)
+
+
+class Layout:
+    """Both models on one device, laid out as the levers of the running clip say."""
+
+    def __init__(self, svd: Any, keyframe: Any, device: torch.device, dtype: torch.dtype) -> None:
+        """Takes both pipelines as they were loaded, on the device or, where that has no room for all, on the host."""
+        self.device, self.dtype = device, dtype
+        self._unet = svd.unet
+        self.blocks = unet_blocks(svd.unet)
+        block_weights = [FlatWeights([block]) for block in self.blocks]
+        keyframe_parts = [part for part in keyframe.components.values() if isinstance(part, torch.nn.Module)]
+        self._weights = {
+            KEYFRAME: [FlatWeights([part]) for part in keyframe_parts],
+            IMAGE_ENCODER: [FlatWeights([svd.image_encoder])],
+            VAE: [FlatWeights([svd.vae])],
+            UNET: [FlatWeights([svd.unet], without=self.blocks), *block_weights],
+        }
+        self._modules = {
+            KEYFRAME: keyframe_parts,
+            IMAGE_ENCODER: [svd.image_encoder],
+            VAE: [svd.vae],
+            UNET: [svd.unet],
+        }
+        self._here = {
+            name: next(parts[0].parameters()).device.type == device.type for name, parts in self._modules.items()
+        }
+        self._stream: WeightStream | None = None
+        self._feed_forward = FeedForwardChunks(svd.unet)
+        self.attention = Attention(svd.unet, device, dtype)
+        self._levers = Levers()
+        self.changed: set[str] = set()  # parts in another arithmetic than they were loaded in
+
+    @property
+    def levers(self) -> Levers:
+        """As the running clip has them."""
+        return self._levers
+
+    def arrange(self, levers: Levers) -> Levers:
+        """Lays everything out for a clip.
+
+        Returns:
+            The levers as they could be had: an attention backend that doesn't work here is replaced.
+
+        Raises:
+            RuntimeError, torch.OutOfMemoryError: there is no room; the layout is as it can be, and can be asked again.
+        """
+        backend = self.attention.use(levers.attention_backend)
+        self._feed_forward.count = levers.feed_forward_chunk_count
+        self._levers = Levers(**{**vars(levers), "attention_backend": backend})
+        if not levers.stream_weights:
+            self._end_stream()
+        if levers.offload_idle_parts:
+            return self._levers
+        for name in self._weights:
+            self._bring(name)
+        return self._levers
+
+    def clear_for(self, *names: str) -> None:
+        """Takes idle parts off the device, where the levers say so; allocates nothing, so that it can't fail."""
+        if self._levers.offload_idle_parts:
+            self.park(*(name for name in self._weights if name not in names))
+        self.release_cached()
+
+    def use(self, *names: str) -> None:
+        """Has some parts on the device: beside all others, or alone where idle parts are offloaded.
+
+        Raises:
+            torch.OutOfMemoryError: there is no room; it can be asked again.
+        """
+        others = any(here for name, here in self._here.items() if name not in names)
+        if others and self._levers.offload_idle_parts:
+            self.clear_for(*names)
+        for name in names:
+            self._bring(name)
+
+    def park(self, *names: str) -> None:
+        """Takes parts off the device; the weights are kept at home, in pinned memory where there is enough of it."""
+        for name in names:
+            if name == UNET:
+                self._end_stream()
+            if self._here[name]:
+                for weights in self._weights[name]:
+                    self._keep(weights)
+                self._go_home(name)
+        self.release_cached()
+
+    def park_all(self) -> None:
+        """Takes everything off the device."""
+        self.park(*self._weights)
+
+    def bring_all(self) -> None:
+        """Brings back what the levers of the last clip keep on the device between two clips."""
+        self.arrange(self._levers)
+
+    def upcast(self, name: str) -> torch.dtype:
+        """Switches a part that is on the device to more precise arithmetic, until `restore`.
+
+        Returns:
+            The new arithmetic: FP32 where it fits, else BF16, whose numbers reach as far.
+
+        Raises:
+            torch.OutOfMemoryError: not even BF16 fits; the part is at home.
+        """
+        self.park(name)
+        self.changed.add(name)
+        try:
+            self._move(name, torch.float32)
+        except torch.OutOfMemoryError:
+            self._go_home(name)
+        else:
+            return torch.float32
+        self._move(name, torch.bfloat16)
+        return torch.bfloat16
+
+    def to_cpu(self, name: str) -> None:
+        """Has a part computed by the host in FP32, until `restore`: slow, and it needs nothing of the device."""
+        self.park(name)
+        self.changed.add(name)
+        for module in self._modules[name]:
+            torch.nn.Module.to(module, torch.float32)
+        self._here[name] = True  # where it is wanted
+
+    def restore(self) -> None:
+        """Undoes `upcast` and `to_cpu`: those parts are at home, with the weights as they were loaded."""
+        for name in self.changed:
+            self._go_home(name)
+        self.changed.clear()
+
+    def _move(self, name: str, dtype: torch.dtype) -> None:
+        for module in self._modules[name]:
+            # torch's own method: that of diffusers warns, at every call, of parts to be kept in FP32.
+            torch.nn.Module.to(module, self.device, dtype)
+        self._here[name] = True
+
+    def _go_home(self, name: str) -> None:
+        for weights in self._weights[name]:
+            weights.park()
+        self._here[name] = False
+
+    def release_cached(self) -> None:
+        """Gives memory back that the allocator holds and nobody uses, so that a phase's peak is its own."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _bring(self, name: str) -> None:
+        weights = self._weights[name]
+        if name == UNET and self._levers.stream_weights:
+            if self._stream is None:
+                self.park(UNET)
+                for each in weights:  # also of a model that was never on the device
+                    self._keep(each)
+                    each.park()
+                weights[0].load(self.device)
+                self._stream = WeightStream(self.blocks, weights[1:], self.device)
+                self._here[UNET] = True
+            return
+        if self._here[name]:
+            return
+        for each in weights:
+            self._keep(each)
+            each.load(self.device)
+        self._here[name] = True
+
+    def _end_stream(self) -> None:
+        if self._stream is None:
+            return
+        self._stream.end()
+        self._stream = None
+        self._weights[UNET][0].park()
+        self._here[UNET] = False
+        self.release_cached()
+
+    def _keep(self, weights: FlatWeights) -> None:
+        if weights.kept:
+            return
+        try:
+            weights.keep(pinned=self.device.type == "cuda")
+        except PinError as error:  # the system pins no more memory: slower, and right
+            _logger.warning("not_pinned", extra={"reason": str(error), "size_bytes": weights.size_bytes})
+            weights.keep(pinned=False)
