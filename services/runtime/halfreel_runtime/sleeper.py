@@ -26,8 +26,9 @@ _LOOK_S = 0.02
 _TRY_AGAIN_S = 5.0
 # The driver needs a moment to clear up after a server that was killed, whose turn is free at once.
 _ROOM_WITHIN_S = 5.0
-# Of the weights' bytes, what the driver must count as given back; less is a bug, and logged.
-_RETURNED_RATIO = 0.99
+# Of the weights' bytes, what the driver must count as given back; less is a bug, and logged. The second is what a
+# process takes meanwhile for other things.
+_RETURNED_RATIO, _NOISE_BYTES = 0.99, 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ class Sleeper:
             self._turn.release()
         figures = {"freed_bytes": moved.freed_bytes, "weight_bytes": model.weight_bytes}
         _logger.info("model_asleep", extra={**figures, "seconds": round(moved.seconds, 3)})
-        if moved.freed_bytes < _RETURNED_RATIO * model.weight_bytes:
+        if moved.freed_bytes < _RETURNED_RATIO * model.weight_bytes - _NOISE_BYTES:
             _logger.warning("sleep_kept_memory", extra=figures)
         return moved
 
