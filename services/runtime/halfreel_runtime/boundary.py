@@ -35,8 +35,13 @@ from halfreel_runtime.metrics import CallMetrics
 from halfreel_runtime.tracing import TRACEPARENT_KEY, joined, note, span
 
 _logger = logging.getLogger(__name__)
-# Each holds a request of up to max_receive_bytes; a server that took any number would run out of memory.
 MAX_CALL_COUNT = 512
+# Of the requests of all running calls together, each of up to max_receive_bytes: a server that took any number of large
+# ones would run out of memory before its queue is full. Small requests are always taken.
+MAX_HELD_BYTES = 256 * 2**20
+_SMALL_BYTES = 64 * 2**10
+# Asked by everybody who watches, several times a second: not worth a line each.
+_QUIET_METHODS = {"MemoryStatus"}
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 Handler = Any  # grpc.RpcMethodHandler, whose type stubs know none of its attributes
@@ -57,6 +62,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         self._wrapped: dict[str, Handler] = {}
         self._calls: dict[asyncio.Task[Any], str] = {}
         self._ended: set[asyncio.Task[Any]] = set()
+        self._held_bytes = 0
 
     def add_service(self, full_name: str, watch_methods: Collection[str]) -> None:
         """Takes charge of a service; streams of `watch_methods` never end by themselves."""
@@ -105,7 +111,7 @@ class Boundary(grpc.aio.ServerInterceptor):
                 # The servicer's generator is closed here and not by the collector: a cancelled call must reach its
                 # engine at once.
                 async with (
-                    self._call(method, context),
+                    self._call(method, context, len(raw)),
                     contextlib.aclosing(handler.unary_stream(_parsed(parse, raw), context)) as responses,
                 ):
                     async for response in responses:
@@ -114,13 +120,13 @@ class Boundary(grpc.aio.ServerInterceptor):
             return grpc.unary_stream_rpc_method_handler(stream, None, handler.response_serializer)
 
         async def unary(raw: bytes, context: Context) -> Any:
-            async with self._call(method, context):
+            async with self._call(method, context, len(raw)):
                 return await handler.unary_unary(_parsed(parse, raw), context)
 
         return grpc.unary_unary_rpc_method_handler(unary, None, handler.response_serializer)
 
     @contextlib.asynccontextmanager
-    async def _call(self, method: str, context: Context) -> AsyncGenerator[None, None]:
+    async def _call(self, method: str, context: Context, request_bytes: int) -> AsyncGenerator[None, None]:
         request_id = request_id_of(context)
         request_id_var.set(request_id)
         context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
@@ -133,11 +139,13 @@ class Boundary(grpc.aio.ServerInterceptor):
                 is_call=True,
             ),
         ):
-            async with self._measured_call(method, context, request_id):
+            async with self._measured_call(method, context, request_id, request_bytes):
                 yield
 
     @contextlib.asynccontextmanager
-    async def _measured_call(self, method: str, context: Context, request_id: str) -> AsyncGenerator[None, None]:
+    async def _measured_call(
+        self, method: str, context: Context, request_id: str, request_bytes: int
+    ) -> AsyncGenerator[None, None]:
         left_s = context.time_remaining()
         deadline = None if left_s is None else time.monotonic() + left_s
         deadline_var.set(deadline)
@@ -146,6 +154,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         # Until the task is done, and with it the reply sent; this block ends before that.
         task.add_done_callback(self._forget)
         self._calls[task] = method
+        self._held_bytes += request_bytes
         self._metrics.began(method)
         began = time.monotonic()
         code = grpc.StatusCode.OK
@@ -153,6 +162,12 @@ class Boundary(grpc.aio.ServerInterceptor):
         try:
             if len(self._calls) > MAX_CALL_COUNT:
                 raise QueueFull(f"{MAX_CALL_COUNT} calls run already; no more may.", retry_after_s=1.0)
+            if self._held_bytes > MAX_HELD_BYTES and request_bytes > _SMALL_BYTES:
+                raise QueueFull(
+                    f"The requests of running calls have {self._held_bytes} bytes; they may have {MAX_HELD_BYTES}.",
+                    metadata={"held_bytes": str(self._held_bytes), "max_held_bytes": str(MAX_HELD_BYTES)},
+                    retry_after_s=1.0,
+                )
             yield
         except asyncio.CancelledError:
             if task not in self._ended:
@@ -170,11 +185,13 @@ class Boundary(grpc.aio.ServerInterceptor):
                 _logger.exception("call_failed", extra={"method": method})
             await abort(context, error, request_id)
         finally:
+            self._held_bytes -= request_bytes
             self._metrics.ended(method, code, reason, time.monotonic() - began)
             note("rpc.response.status_code", code.name)
             if reason:
                 note("halfreel.reason", reason)
-            _logger.info("call", extra={"method": method, "code": code.name, "seconds": _since(began)})
+            level = logging.DEBUG if method.rpartition("/")[2] in _QUIET_METHODS else logging.INFO
+            _logger.log(level, "call", extra={"method": method, "code": code.name, "seconds": _since(began)})
 
     def _end(self, tasks: list[asyncio.Task[Any]]) -> None:
         for task in tasks:

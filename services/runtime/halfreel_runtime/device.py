@@ -6,6 +6,7 @@ It does not know torch: `device_cuda` does, and is imported only where a GPU may
 from __future__ import annotations
 
 import importlib.util
+import os
 import platform
 from dataclasses import dataclass, field
 from typing import Literal
@@ -20,7 +21,7 @@ class Device:
     Attributes:
         kind: "cpu" or "cuda".
         index: torch's index of the GPU; 0 on a CPU. NVML may number the same GPU otherwise: match by `gpu_uuid`.
-        gpu_uuid: "GPU-..." as the driver names it, or "cpu".
+        gpu_uuid: "GPU-..." as the driver names it, "MIG-..." for a part of a GPU, or "cpu".
         name: the device's own name, or the processor's architecture.
         torch_name: what torch.device takes: "cuda:0" or "cpu".
         used_at_start_bytes: what all processes had taken of the GPU before this one touched it; 0 where the driver
@@ -42,7 +43,8 @@ def find_device(spec: str) -> Device:
     """The device a setting names.
 
     Args:
-        spec: "auto" (the first GPU, or else the CPU), "cpu", "cuda" or "cuda:N" (torch's index), "GPU-..." (a UUID).
+        spec: "auto" (the first GPU, or else the CPU), "cpu", "cuda" or "cuda:N" (torch's index), "GPU-..." or
+            "MIG-..." (a UUID; that of a part of a GPU must be in CUDA_VISIBLE_DEVICES where that is set).
 
     Raises:
         InvalidArgument: it is none of these.
@@ -50,6 +52,9 @@ def find_device(spec: str) -> Device:
     """
     if spec == "cpu":
         return CPU
+    if spec.startswith("MIG-"):
+        # CUDA shows a part of a GPU only where it is named so, before CUDA is touched.
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", spec)
     cuda = _cuda_devices()
     if spec == "auto":
         return cuda[0] if cuda else CPU
@@ -59,7 +64,7 @@ def find_device(spec: str) -> Device:
         index = int(spec[5:] or 0) if spec != "cuda" else 0
         found = [device for device in cuda if device.index == index]
     else:
-        raise InvalidArgument(f"device is {spec!r}; it must be auto, cpu, cuda:N or GPU-uuid.")
+        raise InvalidArgument(f"device is {spec!r}; it must be auto, cpu, cuda:N, GPU-uuid or MIG-uuid.")
     if not found:
         have = ", ".join(f"{device.torch_name} ({device.gpu_uuid})" for device in cuda) or "no GPU that torch can use"
         raise FailedPrecondition(f"device is {spec!r}; this machine has {have}.")

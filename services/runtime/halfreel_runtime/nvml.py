@@ -5,6 +5,7 @@ No call waits for work on the GPU. It does not know torch.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from dataclasses import dataclass
@@ -60,12 +61,25 @@ class Gpu:
 
 
 def used_bytes() -> dict[str, int]:
-    """The bytes in use on every GPU, by UUID; nothing where NVML is absent."""
+    """The bytes in use on every GPU and every part of one (MIG), by UUID; nothing where NVML is absent."""
     try:
         pynvml.nvmlInit()
         handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        handles += [part for handle in handles for part in _parts(handle)]
         return {
             pynvml.nvmlDeviceGetUUID(handle): int(pynvml.nvmlDeviceGetMemoryInfo(handle).used) for handle in handles
         }
     except pynvml.NVMLError:
         return {}
+
+
+def _parts(handle: Any) -> list[Any]:
+    """The parts that a GPU is divided into; most are not, and many can't be."""
+    parts = []
+    try:
+        for number in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
+            with contextlib.suppress(pynvml.NVMLError_NotFound):
+                parts.append(pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, number))
+    except pynvml.NVMLError:
+        return []
+    return parts

@@ -13,6 +13,8 @@ from halfreel_runtime.cancel import CancelToken
 
 # A slow device is not a hung one: so many usual steps may pass in silence.
 STALLED_STEP_COUNT = 20
+# How much of a slow job's step each quicker job that follows leaves: short jobs say little of the next long one.
+_FADING = 0.9
 
 
 class Watchdog:
@@ -45,8 +47,8 @@ class Watchdog:
     def end(self) -> None:
         """The job has ended; its usual step is learnt."""
         with self._condition:
-            if self._token is not None:
-                self._usual_gap_s = self._token.mean_gap_s
+            if self._token is not None and (gap_s := self._token.mean_gap_s):
+                self._usual_gap_s = max(gap_s, _FADING * self._usual_gap_s)
             self._token = None
 
     def close(self) -> None:
@@ -61,7 +63,8 @@ class Watchdog:
                 if self._token is None:
                     self._condition.wait()
                     continue
-                limit_s = max(self._stall_s, STALLED_STEP_COUNT * self._usual_gap_s)
+                usual_s = max(self._usual_gap_s, self._token.mean_gap_s)
+                limit_s = max(self._stall_s, STALLED_STEP_COUNT * usual_s)
                 silent_s = time.monotonic() - self._token.last_beat
                 if silent_s >= limit_s:
                     break

@@ -193,7 +193,7 @@ def test_the_report_names_the_device_and_the_host() -> None:
 
 @pytest.mark.parametrize("spec", ["gpu", "cuda:x", "cuda:-1", "", "GPU", "cuda: 1"])
 def test_a_device_that_is_none_is_refused(spec: str) -> None:
-    with pytest.raises(InvalidArgument, match="must be auto, cpu, cuda:N or GPU-uuid"):
+    with pytest.raises(InvalidArgument, match="must be auto, cpu, cuda:N, GPU-uuid or MIG-uuid"):
         find_device(spec)
 
 

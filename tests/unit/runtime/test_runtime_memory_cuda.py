@@ -93,6 +93,23 @@ def test_the_gpu_is_found_by_any_of_its_names(gpu: Gpu, spec: str) -> None:
     assert (device.kind, device.torch_name, device.gpu_uuid) == ("cuda", "cuda:0", f"GPU-{UUID}")
 
 
+def test_a_part_of_a_gpu_is_found_by_its_uuid(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = "MIG-aaaaaaaa-0000-0000-0000-000000000001"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetMaxMigDeviceCount", lambda handle: 2)
+
+    def part_of(handle: str, number: int) -> str:
+        if number:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
+        return part
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetMigDeviceHandleByIndex", part_of)
+    device = find_device(part)
+    assert (device.torch_name, device.gpu_uuid) == ("cuda:0", part)
+    assert device.used_at_start_bytes == gpu.others
+    assert os.environ.pop("CUDA_VISIBLE_DEVICES") == part
+
+
 @pytest.mark.parametrize("pid_listed", [True, False], ids=["pid", "container"])
 def test_peaks_context_and_device_figures(gpu: Gpu, pid_listed: bool) -> None:
     gpu.pid_listed = pid_listed

@@ -149,6 +149,38 @@ async def test_a_call_whose_deadline_passes_in_the_queue_never_starts(running: A
     assert running.servicer.step_count == 8
 
 
+async def test_requests_that_are_too_large_together_are_refused_at_once(
+    running: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(boundary, "MAX_HELD_BYTES", 300_000)
+    first = running.llm.Generate(order("sleep 0.01 100" + " " * 90_000))
+    await first.read()
+    second = running.llm.Generate(order("sleep 0.01 100" + " " * 90_000))
+    await second.read()
+    monkeypatch.setattr(boundary, "MAX_HELD_BYTES", 200_000)
+    remote, _ = await failure(running.llm.Generate(order("count 1" + " " * 90_000)))
+    assert (remote.code, remote.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
+    assert remote.metadata["max_held_bytes"] == "200000"
+    assert int(remote.metadata["held_bytes"]) > 270_000
+    assert remote.retry_after_s is not None
+    assert await running.llm.MemoryStatus(llm_pb2.MemoryStatusRequest()), "small requests are always taken"
+    for call in (first, second):
+        call.cancel()
+    async with asyncio.timeout(2):
+        while running.server._boundary.call_count:
+            await asyncio.sleep(0.005)
+    assert running.server._boundary._held_bytes == 0
+    assert [_ async for _ in running.llm.Generate(order("count 1" + " " * 90_000))]
+
+
+async def test_memory_status_is_no_line_in_the_log(running: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="halfreel_runtime.boundary"):
+        await running.llm.MemoryStatus(llm_pb2.MemoryStatusRequest())
+        await running.llm.GetModel(llm_pb2.GetModelRequest())
+    lines = [record.method for record in caplog.records if record.message == "call"]
+    assert lines == [f"/{LLM}/GetModel"]
+
+
 async def test_more_calls_than_are_taken_are_refused_at_once(running: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(boundary, "MAX_CALL_COUNT", 2)
     watches = [running.memory.WatchMemory(gpu_pb2.WatchMemoryRequest()) for _ in range(2)]
@@ -222,8 +254,8 @@ async def total(running: Any, code: str) -> float:
 async def test_a_client_that_never_reads_holds_neither_engine_nor_memory(running: Any) -> None:
     before = running.servicer.memory.report().host.process_resident_bytes
     call = running.llm.Generate(order("blob 10000"))  # a gigabyte, if anybody kept it
-    while not running.servicer.engine.running_count:
-        await asyncio.sleep(0.001)
+    for _ in range(2):  # it was queued, and has begun
+        await call.read()
     async with asyncio.timeout(10):
         while running.servicer.engine.running_count:
             await asyncio.sleep(0.01)

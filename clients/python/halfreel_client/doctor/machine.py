@@ -64,7 +64,8 @@ def _gpus() -> list[Finding]:
 
 def _memory() -> Finding:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Finding(_GROUP, "memory", True, f"{bytes_text(total)}, {os.cpu_count()} processors")
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return Finding(_GROUP, "memory", True, f"{bytes_text(total)}, {usable} processors")
 
 
 def _disk(data_folder: Path) -> Finding:

@@ -1,4 +1,4 @@
-"""What each model server says of this machine: its own doctor, run as a process, for it alone may import torch."""
+"""What each model server says of this machine: their own doctors, run in a process, for they alone may import torch."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from halfreel_client.display.printable import printable
+from halfreel_client.doctor import asker
 from halfreel_client.doctor.findings import Finding
 from halfreel_client.pull.default_models import repo_id_of
 
 # Importing torch from a cold disk takes its time.
 _TIMEOUT_S = 180.0
-# Each of them holds all of torch.
-_CONCURRENCY = 2
 
 
 @dataclass(frozen=True)
@@ -43,22 +42,33 @@ _QUESTIONS = (
 def service_findings() -> list[Finding]:
     """Asks every model server that is installed: as it is configured here, and for the large default models."""
     questions = [item for item in _QUESTIONS if importlib.util.find_spec(f"halfreel_{item.service}") is not None]
-    with ThreadPoolExecutor(_CONCURRENCY) as pool:
-        return [finding for findings in pool.map(_ask, questions) for finding in findings]
-
-
-def _ask(question: _Question) -> list[Finding]:
-    command = [sys.executable, "-m", f"halfreel_{question.service}.doctor", "--json", *question.flags]
+    asked = json.dumps([[f"halfreel_{item.service}.doctor", *item.flags] for item in questions])
+    command = [sys.executable, "-m", asker.__name__, asked]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
-    except subprocess.TimeoutExpired:
-        return [_silent(question, f"did not answer within {_TIMEOUT_S:.0f} s")]
+    except subprocess.TimeoutExpired as late:
+        answers, why = _lines(late.stdout), f"did not answer within {_TIMEOUT_S:.0f} s"
+    else:
+        answers, why = _lines(done.stdout), f"ended with code {done.returncode}"
+    findings = []
+    for number, question in enumerate(questions):
+        findings += _heard(question, answers[number]) if number < len(answers) else [_silent(question, why)]
+    return findings
+
+
+def _lines(output: str | bytes | None) -> list[dict[str, Any]]:
+    """The answers that came."""
+    text = output.decode(errors="replace") if isinstance(output, bytes) else output or ""
+    return [json.loads(line) for line in text.splitlines() if line.startswith("{") and line.endswith("}")]
+
+
+def _heard(question: _Question, answer: dict[str, Any]) -> list[Finding]:
     try:
-        return _read(question, json.loads(done.stdout))
+        return _read(question, json.loads(answer["output"]))
     except (ValueError, KeyError, TypeError):
         # Settings that are wrong are told in one line on stderr, as by the server itself.
-        said = done.stderr.strip().splitlines()
-        return [_silent(question, said[-1] if said else f"ended with code {done.returncode}")]
+        said = str(answer["errors"]).strip().splitlines()
+        return [_silent(question, said[-1] if said else f"ended with code {answer['code']}")]
 
 
 def _read(question: _Question, told: dict[str, object]) -> list[Finding]:
