@@ -37,11 +37,13 @@ def main(argv: list[str] | None = None) -> NoReturn:
     from halfreel.video.v1 import video_pb2_grpc
     from halfreel_runtime.device import find_device
     from halfreel_runtime.engine import Engine
+    from halfreel_runtime.instruments import Instruments
     from halfreel_runtime.memory import MemoryMonitor
     from halfreel_runtime.memory_limit import MemoryLimit
     from halfreel_runtime.memory_service import WATCH_METHODS, MemoryService
     from halfreel_runtime.metrics import ServerMetrics
     from halfreel_runtime.server import Server
+    from halfreel_video.counting import RUNGS
     from halfreel_video.events import Event
     from halfreel_video.model import load_model, warm_up
     from halfreel_video.service import VideoService
@@ -54,10 +56,14 @@ def main(argv: list[str] | None = None) -> NoReturn:
         limit = MemoryLimit.of(settings, device)
     limit.enforce()
     memory = MemoryMonitor(device, budget_bytes=limit.budget_bytes)
+    instruments = Instruments(SERVICE, rungs=RUNGS)
     engine: Engine[Event] = Engine(
-        name="video", max_waiting_count=settings.max_waiting_request_count, stall_s=settings.stall_s
+        name="video",
+        max_waiting_count=settings.max_waiting_request_count,
+        stall_s=settings.stall_s,
+        observer=instruments,
     )
-    video = VideoService(engine, memory, settings)
+    video = VideoService(engine, memory, settings, instruments)
 
     def prepare() -> None:
         with memory.phase("load"):
@@ -66,7 +72,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
         warm_up(model, video.usual_levers())
         memory.clear()
 
-    server = Server(settings, service=SERVICE, metrics=ServerMetrics(SERVICE, engine, memory))
+    server = Server(settings, service=SERVICE, metrics=ServerMetrics(SERVICE, engine, memory, instruments))
     server.add(video_pb2_grpc.add_VideoServiceServicer_to_server, video, "halfreel.video.v1.VideoService", engine)
     server.add(
         gpu_pb2_grpc.add_MemoryServiceServicer_to_server,

@@ -21,7 +21,9 @@ from PIL import Image
 from halfreel_runtime.cancel import CancelToken
 from halfreel_runtime.errors import HalfreelError, OutOfMemory
 from halfreel_runtime.failures import engine_error, release_frames
+from halfreel_runtime.instruments import Instruments
 from halfreel_runtime.memory import MemoryMonitor
+from halfreel_runtime.tracing import span
 from halfreel_video.clip import ClipRequest, segment_frame_counts
 from halfreel_video.events import ClipDone, Event, Preview, Stage, StageStarted, StepDone
 from halfreel_video.keyframe import draw_keyframe
@@ -46,6 +48,7 @@ class ClipJob:
         clip: ClipRequest,
         memory: MemoryMonitor,
         predicted_bytes: Mapping[str, int] | None = None,
+        instruments: Instruments | None = None,
     ) -> None:
         """Prepares the work; nothing is computed before `steps`.
 
@@ -54,8 +57,11 @@ class ClipJob:
             clip: what it is to be.
             memory: is told of every phase.
             predicted_bytes: what the clip's plan expects of each phase.
+            instruments: count steps, shortages and NaN; None counts them for nobody.
         """
         self._predicted_bytes = predicted_bytes or {}
+        self._instruments = instruments or Instruments("video")
+        self._at = Stage.KEYFRAME
         self._layout = model.layout
         self._ladder = Ladder(model.layout, clip.levers)
         self._nan_retry_count = 0
@@ -91,10 +97,13 @@ class ClipJob:
             except Exception as error:
                 if not _is_shortage(error):
                     raise
+                self._instruments.out_of_memory(self._at.value, recovered=False)
                 shortage = self._shortage(str(error))
                 # The failed frames still hold tensors, which would be counted against the next request.
                 release_frames(error)
             finally:
+                for rung in self._ladder.rungs:
+                    self._instruments.rung(rung)
                 self._layout.restore()
         if shortage is not None:
             # Raised out here, where no exception is being handled that would keep those frames as its context.
@@ -165,6 +174,7 @@ class ClipJob:
                 began_at = time.monotonic()
                 clean = self._persistent(lambda: self._step(denoising), ladder.save_denoising)
                 self._step_s.append(time.monotonic() - began_at)
+                self._instruments.step(self._step_s[-1])
                 yield self._step_done(denoising.step_count * len(self._segments))
                 if clip.preview:
                     jpeg = self._model.colours.jpeg(clean[0, frame_count // 2])
@@ -235,12 +245,14 @@ class ClipJob:
             self._layout.release_cached()
             if not give_up_something():
                 raise MemoryError(text)
+            self._instruments.out_of_memory(self._at.value, recovered=True)
 
     def _finite(self, work: Callable[[], T], part: str, use_dtype: Callable[[torch.dtype], None] | None = None) -> T:
         """Does a piece of work again in more precise arithmetic, once, where its numbers are not finite."""
         try:
             return work()
         except NanDetected:
+            self._instruments.nan()
             if part in self._layout.changed or self._layout.dtype == torch.float32:
                 raise
         self._nan_retry_count += 1
@@ -265,9 +277,10 @@ class ClipJob:
         Parts that it does not need, and what the stage before has left in the allocator's cache, are gone before it is
         measured, so that its peak is its own.
         """
+        self._at = stage
         began_at = time.monotonic()
         self._layout.clear_for(*parts)
-        with self._memory.phase(stage.value):
+        with span(stage.value), self._memory.phase(stage.value):
             yield
         self._stage_s[stage] = self._stage_s.get(stage, 0.0) + time.monotonic() - began_at
 

@@ -12,19 +12,21 @@ import grpc
 from halfreel.video.v1 import video_pb2, video_pb2_grpc
 from halfreel_runtime.engine import Engine, Queued
 from halfreel_runtime.errors import Internal
+from halfreel_runtime.instruments import Instruments
 from halfreel_runtime.logs import request_id_var
 from halfreel_runtime.memory import MemoryMonitor
 from halfreel_runtime.memory_limit import MemoryLimit
 from halfreel_runtime.plan import Profile
 from halfreel_video.admission import Admission, predictions
-from halfreel_video.events import Event, merge
+from halfreel_video.counting import count_admitted, count_clip, refusals_counted
+from halfreel_video.events import ClipDone, Event, merge
 from halfreel_video.job import ClipJob
 from halfreel_video.levers import Levers
 from halfreel_video.limits import Limits
 from halfreel_video.model import VideoModel
 from halfreel_video.picture import decode_picture
 from halfreel_video.replies import model_response, plan_response, planned, responses
-from halfreel_video.settings import VideoSettings
+from halfreel_video.settings import SERVICE, VideoSettings
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -32,9 +34,16 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class VideoService(video_pb2_grpc.VideoServiceServicer):
     """Serves one video model, once `model_loaded` has been called."""
 
-    def __init__(self, engine: Engine[Event], memory: MemoryMonitor, settings: VideoSettings) -> None:
+    def __init__(
+        self,
+        engine: Engine[Event],
+        memory: MemoryMonitor,
+        settings: VideoSettings,
+        instruments: Instruments | None = None,
+    ) -> None:
         self._engine = engine
         self._memory = memory
+        self._instruments = instruments or Instruments(SERVICE)
         self._settings = settings
         self._served: tuple[VideoModel, Limits, Admission] | None = None
 
@@ -44,6 +53,7 @@ class VideoService(video_pb2_grpc.VideoServiceServicer):
         admission = Admission(model, limits, self._memory, limit, Profile(self._settings.memory_profile))
         limit.enforce(admission.context_bytes)
         self._served = model, limits, admission
+        self._instruments.model(model.svd_folder.model_id, model.dtype_name, model.device.torch_name)
 
     def usual_levers(self) -> Levers:
         """Those of the clip that a request gets which names nothing; the model has been loaded."""
@@ -56,15 +66,19 @@ class VideoService(video_pb2_grpc.VideoServiceServicer):
         """Renders one clip."""
         model, limits, admission = self._serving()
         limits.check(request)
-        choice, cheaper = await asyncio.to_thread(admission.admit, request)
+        with refusals_counted(self._instruments):
+            choice, cheaper = await asyncio.to_thread(admission.admit, request)
+        count_admitted(self._instruments, choice.plan.verdict.value, cheaper=cheaper)
         image = None
         if request.image:
             size = choice.wish.width_px, choice.wish.height_px
             image = await asyncio.to_thread(decode_picture, request.image, *size)
         clip = limits.clip(request, choice, request.request_id or request_id_var.get(), image)
-        job = ClipJob(model, clip, self._memory, predictions(choice, model))
+        job = ClipJob(model, clip, self._memory, predictions(choice, model), self._instruments)
         async with aclosing(self._engine.run(job.steps, merge=merge)) as events:
             async for event in events:
+                if isinstance(event, ClipDone):
+                    count_clip(self._instruments, clip, event)
                 for response in responses(event, clip, model):
                     yield response
                 if isinstance(event, Queued):
