@@ -68,7 +68,7 @@ class VideoService(video_pb2_grpc.VideoServiceServicer):
         limits.check(request)
         with refusals_counted(self._instruments):
             choice, cheaper = await asyncio.to_thread(admission.admit, request)
-        count_admitted(self._instruments, choice.plan.verdict.value, cheaper=cheaper)
+        count_admitted(self._instruments, choice.plan.verdict.name.lower(), cheaper=cheaper)
         image = None
         if request.image:
             size = choice.wish.width_px, choice.wish.height_px
