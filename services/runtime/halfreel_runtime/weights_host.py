@@ -42,6 +42,7 @@ class _Block:
     size_bytes: int
     offset_bytes: int = 0
     tensors: list[Tensor] = field(default_factory=list)
+    scratch: bool = False  # whether what it holds need not come back
     # How each tensor lies in the block, where the block itself can't shrink and its tensors must let go of it.
     places: list[tuple[int, torch.Size, tuple[int, ...]]] | None = None
 
@@ -83,6 +84,8 @@ class HostedWeights:
         modules: whose parameters and buffers leave; those that are elsewhere than on the device stay there.
         device: the device they leave.
         tensors: more of them, that belong to no module.
+        scratch: tensors of the device whose content need not survive, such as a cache: their memory is given back, and
+            they are zeros when it returns.
         reload: reads the same modules anew onto the device, the same parameters and buffers in the same order; for a
             host with too little memory.
         on_sleep: called before the weights leave, to drop what holds their addresses or memory of its own, such as
@@ -96,12 +99,14 @@ class HostedWeights:
         device: torch.device,
         *,
         tensors: Sequence[Tensor] = (),
+        scratch: Sequence[Tensor] = (),
         reload: Callable[[], Sequence[nn.Module]] | None = None,
         on_sleep: Callable[[], None] = _nothing,
         on_woken: Callable[[], None] = _nothing,
     ) -> None:
         self._modules = list(modules)
         self._tensors = list(tensors)
+        self._scratch = list(scratch)
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", torch.cuda.current_device())
         if reload is not None and tensors:
@@ -115,11 +120,15 @@ class HostedWeights:
         self._pin_refused = ""
         self._blocks: list[_Block] = []  # of the sleeping model; empty while it is awake
         self._shapes: list[tuple[torch.dtype, tuple[int, ...]]] = []  # of all tensors, before they slept
-        self._weight_bytes = sum(block.size_bytes for block in self._find_blocks())
+        blocks = self._find_blocks()
+        self._weight_bytes = sum(block.size_bytes for block in blocks)
+        self._kept_bytes = _lay_out(blocks)
+            -(-block.size_bytes // _ALIGN_BYTES) * _ALIGN_BYTES for block in blocks if not block.scratch
+        )
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the device behind the weights, shared ones once."""
+        """Bytes of the device behind the weights and the scratch, shared ones once."""
         return self._weight_bytes
 
     @property
@@ -142,7 +151,7 @@ class HostedWeights:
     def prepare_sleep(self) -> None:
         """Pins the memory in a thread of its own, which takes seconds (5.3 s for 11.7 GiB by one core)."""
         if self._arena is None and self._pinning is None and self._device.type == "cuda":
-            self._pinning = threading.Thread(target=self._pin, args=(self._weight_bytes,), name="pinning", daemon=True)
+            self._pinning = threading.Thread(target=self._pin, args=(self._kept_bytes,), name="pinning", daemon=True)
             self._pinning.start()
 
     def sleep(self) -> None:
@@ -154,11 +163,7 @@ class HostedWeights:
         if self._blocks:
             return
         blocks = self._find_blocks()
-        size = 0
-        for block in blocks:
-            block.offset_bytes = size
-            size += -(-block.size_bytes // _ALIGN_BYTES) * _ALIGN_BYTES
-        arena = self._arena_for(size)
+        arena = self._arena_for(_lay_out(blocks))
         self._shapes = [_shape(each) for each in _leaves(self._modules)]
         self._on_sleep()
         try:
@@ -213,7 +218,7 @@ class HostedWeights:
         self._blocks = blocks
 
     def _copy_out(self, blocks: list[_Block], arena: HostArena) -> None:
-        for block in blocks:
+        for block in (each for each in blocks if not each.scratch):
             raw = block.raw()
             for begin, piece in arena.pieces(block.offset_bytes, block.size_bytes):
                 piece.copy_(raw[begin : begin + piece.numel()], non_blocking=arena.pinned)
@@ -222,6 +227,9 @@ class HostedWeights:
         for block in blocks:
             block.take_memory()
             raw = block.raw()
+            if block.scratch:
+                raw.zero_()
+                continue
             for begin, piece in arena.pieces(block.offset_bytes, block.size_bytes):
                 raw[begin : begin + piece.numel()].copy_(piece, non_blocking=arena.pinned)
         self._wait()
@@ -230,7 +238,10 @@ class HostedWeights:
     def _read_anew(self, blocks: list[_Block]) -> list[_Block]:
         """Drops what the tensors were and takes what is read; returns the blocks that they lie in now."""
         assert self._reload is not None
-        asleep = {id(tensor) for block in blocks for tensor in block.tensors}
+        for block in (each for each in blocks if each.scratch):
+            block.take_memory()
+            block.raw().zero_()
+        asleep = {id(tensor) for block in blocks for tensor in block.tensors if not block.scratch}
         fresh = list(_leaves(self._reload()))
         if [_shape(each) for each in fresh] != self._shapes:
             raise RuntimeError("the model that was read anew is not the one that was read before")
@@ -276,15 +287,25 @@ class HostedWeights:
 
     def _find_blocks(self) -> list[_Block]:
         blocks: dict[int, _Block] = {}
-        for tensor in _leaves(self._modules, self._tensors):
+        kept = [(tensor, False) for tensor in _leaves(self._modules, self._tensors)]
+        for tensor, scratch in [*kept, *((tensor, True) for tensor in _leaves((), self._scratch))]:
             if tensor.device != self._device or tensor.is_meta:
                 continue
             storage = tensor.untyped_storage()
             if storage.nbytes() == 0:
                 continue
-            block = blocks.setdefault(storage.data_ptr(), _Block(storage, storage.nbytes()))
+            block = blocks.setdefault(storage.data_ptr(), _Block(storage, storage.nbytes(), scratch=scratch))
             block.tensors.append(tensor)
         return list(blocks.values())
+
+
+def _lay_out(blocks: list[_Block]) -> int:
+    """Gives every block that is kept its place in an arena; returns how large that must be."""
+    size = 0
+    for block in (each for each in blocks if not each.scratch):
+        block.offset_bytes = size
+        size += -(-block.size_bytes // _ALIGN_BYTES) * _ALIGN_BYTES
+    return size
 
 
 def _leaves(modules: Iterable[nn.Module], tensors: Iterable[Tensor] = ()) -> Iterator[Tensor]:

@@ -128,6 +128,24 @@ def test_tensors_of_no_module_leave_too() -> None:
     assert torch.equal(table, before)
 
 
+def test_scratch_gives_its_memory_back_without_a_copy_and_comes_back_empty(network: Network) -> None:
+    before = network(IDS)
+    cache = torch.randn(1000, 1000)
+    view = cache[10:20]
+    for reload in (None, fresh_of(network)):
+        weights = HostedWeights([network], CPU, scratch=[cache, network.table], reload=reload)
+        assert weights.weight_bytes == HostedWeights([network], CPU).weight_bytes + 4_000_000
+        weights.sleep()
+        assert cache.untyped_storage().nbytes() == 0
+        assert weights.host_bytes < 100_000
+        weights.wake()
+        assert torch.equal(network(IDS), before)  # what is a weight as well is kept
+        assert not cache.any()
+        view += 1
+        assert cache.sum() == 10_000
+        cache.zero_()
+
+
 def test_weights_elsewhere_stay_where_they_are(network: Network) -> None:
     with torch.device("meta"):
         network.extra = nn.Linear(5, 5)
