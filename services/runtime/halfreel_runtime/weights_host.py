@@ -123,8 +123,6 @@ class HostedWeights:
         blocks = self._find_blocks()
         self._weight_bytes = sum(block.size_bytes for block in blocks)
         self._kept_bytes = _lay_out(blocks)
-            -(-block.size_bytes // _ALIGN_BYTES) * _ALIGN_BYTES for block in blocks if not block.scratch
-        )
 
     @property
     def weight_bytes(self) -> int:
