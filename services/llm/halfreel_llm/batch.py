@@ -81,7 +81,7 @@ class Batch:
         self._vocabulary_size = vocabulary_size
         self._memory = memory
         self._places: dict[int, _Place] = {}
-        self._prefixes = Prefixes(runner.slot_count, runner.piece_tokens(alone=True))
+        self._prefixes = Prefixes(runner.slot_count, runner.reuse_tokens)
         self._pending: list[tuple[Any, list[_Place | None]]] = []
         self._usage: RequestMemory | None = None
         self._phase: tuple[str, contextlib.ExitStack] | None = None
@@ -133,18 +133,20 @@ class Batch:
         else:
             self._collect()
             parts = self._write(self._writing())
-        parts += self._read()
         for logits, places in parts:
-            slots = [place.slot for place in places]
             # A reply that ended, or was forced on, while its step was under way has no use for what comes of it.
-            wanting = [None if place.ended or place.reading else place for place in places]
-            masks = {place.slot: mask for place in wanting if place and (mask := self._mask(place)) is not None}
-            self._pending.append((self._runner.pick(logits, slots, masks), wanting))
-            for each in filter(None, wanting):
-                each.open_picks += 1
+            self._pick(logits, places, [None if place.ended or place.reading else place for place in places])
+        for logits, place in self._read():
+            self._pick(logits, [place], [place])
         self._hand_over()
 
     # The parts of a step.
+
+    def _pick(self, logits: Any, places: list[_Place], wanting: list[_Place | None]) -> None:
+        masks = {place.slot: mask for place in wanting if place and (mask := self._mask(place)) is not None}
+        self._pending.append((self._runner.pick(logits, [place.slot for place in places], masks), wanting))
+        for each in filter(None, wanting):
+            each.open_picks += 1
 
     def _writing(self) -> list[_Place]:
         """Returns the replies whose last picked token is to be run, by slot."""
@@ -169,17 +171,17 @@ class Batch:
             for place in places:
                 place.rungs.append("smaller_batch")
             half = len(places) // 2
-            return self._write(places[:half]) + self._write(places[half:])
+            first = [(self._runner.kept(logits), some) for logits, some in self._write(places[:half])]
+            return first + self._write(places[half:])
         for place in places:
             place.held += 1
         return [(logits, places)]
 
-    def _read(self) -> list[tuple[Any, list[_Place]]]:
-        """Reads what grammars forced, and a piece of the prompt that waits longest."""
+    def _read(self) -> Iterator[tuple[Any, _Place]]:
+        """Reads what grammars forced, and a piece of the prompt that waits longest; yields those that are read."""
         reading = [place for place in self._places.values() if place.reading]
         forced = [place for place in reading if place.forced_only]
         prompts = [place for place in reading if not place.forced_only]
-        parts = []
         for place in forced + prompts[:1]:
             alone = len(self._places) == 1
             end = min(place.held + self._runner.piece_tokens(alone=alone), len(place.token_ids))
@@ -197,8 +199,7 @@ class Batch:
             if last:
                 place.reading = False
                 self._prefixes.keep(place.slot, place.token_ids)
-                parts.append((logits, [place]))
-        return parts
+                yield logits, place
 
     def _collect(self) -> None:
         """Hears which tokens were picked in the last step."""

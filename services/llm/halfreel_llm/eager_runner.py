@@ -27,6 +27,7 @@ class EagerRunner:
     """See `Runner`."""
 
     overlaps = False
+    reuse_tokens = _PIECE_TOKENS
 
     def __init__(self, network: Network, cache: KvCache, allowed: Tensor) -> None:
         """Takes the network, its cache, and which tokens may ever be picked, [vocabulary], bool."""
@@ -67,6 +68,10 @@ class EagerRunner:
             logits = self._network.logits(self._network.forward(ids, rows))
         for slot in slots:
             self._lengths[slot] += 1
+        return logits
+
+    def kept(self, logits: Tensor) -> Tensor:
+        """See `Runner`."""
         return logits
 
     def pick(self, logits: Tensor, slots: list[int], masks: Mapping[int, Mask]) -> list[int]:

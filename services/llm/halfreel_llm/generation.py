@@ -10,10 +10,10 @@ from collections.abc import Iterator
 import torch
 
 from halfreel_llm.batch import Batch
-from halfreel_llm.eager_runner import EagerRunner
-from halfreel_llm.kv_cache import KvCache, bytes_per_token
+from halfreel_llm.kv_cache import bytes_per_token
 from halfreel_llm.network import Network
 from halfreel_llm.reply import Finished, FinishReason, TextDelta, TextRequest
+from halfreel_llm.runners import make_runner
 from halfreel_llm.sampling import SamplingSettings
 from halfreel_llm.tokenizer import TextTokenizer
 from halfreel_runtime.cancel import CancelToken
@@ -44,12 +44,14 @@ class TextModel:
             context_token_count: Tokens that prompt and reply may have together.
         """
         self.network = network
-        self.cache = KvCache(network.shape, slot_count, context_token_count, device=network.device, dtype=network.dtype)
         self._tokenizer = tokenizer
         self._context_token_count = context_token_count
+        self.slot_count = slot_count
         allowed = torch.zeros(network.shape.vocabulary_size, dtype=torch.bool)
         allowed[sorted(tokenizer.text_ids | tokenizer.stop_ids)] = True
-        self.runner = EagerRunner(network, self.cache, allowed.to(network.device))
+        self.runner, self.cache = make_runner(
+            network, allowed, slot_count=slot_count, context_token_count=context_token_count
+        )
         self.batch = Batch(self.runner, tokenizer, network.shape.vocabulary_size, memory)
 
     @property
@@ -61,11 +63,6 @@ class TextModel:
     def device(self) -> torch.device:
         """Where the model is."""
         return self.network.device
-
-    @property
-    def slot_count(self) -> int:
-        """Replies that can be written at once."""
-        return self.cache.slot_count
 
     @property
     def cache_bytes_per_token(self) -> int:

@@ -26,6 +26,8 @@ class Runner(Protocol):
     overlaps: bool
     """Whether work goes on after a method returned, so that it pays to have some under way before waiting."""
     slot_count: int
+    reuse_tokens: int
+    """What another slot holds is reused in whole pieces of so many tokens."""
 
     def piece_tokens(self, *, alone: bool) -> int:
         """Returns how many tokens of a prompt to read in one step, with no reply under way or with some."""
@@ -41,6 +43,9 @@ class Runner(Protocol):
 
     def write(self, slots: list[int]) -> Any:
         """Runs the tokens picked last, of slots in rising order; returns the logits after them."""
+
+    def kept(self, logits: Any) -> Any:
+        """Returns logits that another `write` of the same step leaves as they are."""
 
     def pick(self, logits: Any, slots: list[int], masks: Mapping[int, Mask]) -> Any:
         """Picks the next token of each slot; `masks` are of the slots under a grammar."""
