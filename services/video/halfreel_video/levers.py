@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
+from halfreel.gpu.v1 import gpu_pb2
 from halfreel.video.v1 import video_pb2
 from halfreel_runtime.checks import Checks
 
@@ -83,6 +84,12 @@ class Levers:
             value = getattr(other, each.name)
             if value != getattr(self, each.name):
                 yield each.name, str(value).lower()
+
+    def statuses(self) -> list[gpu_pb2.LeverStatus]:
+        """As a report of memory tells them."""
+        return [
+            gpu_pb2.LeverStatus(lever=each.name, value=str(getattr(self, each.name)).lower()) for each in fields(self)
+        ]
 
     def with_saving(self) -> Levers:
         """The same with every lever of the denoising pulled; the decode chunk and the attention stay."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 
+from halfreel.gpu.v1 import gpu_pb2
 from halfreel.video.v1 import video_pb2, video_pb2_grpc
 from halfreel_runtime.engine import Engine, Queued
 from halfreel_runtime.errors import Internal
@@ -53,6 +54,13 @@ class VideoService(video_pb2_grpc.VideoServiceServicer):
         admission = Admission(model, limits, self._memory, limit, Profile(self._settings.memory_profile))
         limit.enforce(admission.context_bytes)
         self._served = model, limits, admission
+        self._memory.set_levers(
+            [
+                gpu_pb2.LeverStatus(lever="profile", value=self._settings.memory_profile),
+                gpu_pb2.LeverStatus(lever="precision", value=model.dtype_name),
+                *admission.usual_levers().statuses(),
+            ]
+        )
         self._instruments.model(model.svd_folder.model_id, model.dtype_name, model.device.torch_name)
 
     def usual_levers(self) -> Levers:
