@@ -39,13 +39,20 @@ class Stack:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.ports = {name: free_port() for name in SERVICE_NAMES}
+        self.metrics_ports = {name: free_port() for name in SERVICE_NAMES}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.open()
+
+    def open(self) -> None:
+        """A channel to the gateway; once more after `stop`."""
         self.channel = grpc.insecure_channel(f"127.0.0.1:{self.ports['gateway']}")
         self.gateway = gateway_pb2_grpc.GatewayServiceStub(self.channel)
 
+    free_port = staticmethod(free_port)
+
     def start(self, name: str, **extra: str) -> None:
         environment = {key: value for key, value in os.environ.items() if not key.startswith("HALFREEL_")}
-        settings = {"port": str(self.ports[name]), "metrics_port": "0", **extra}
+        settings = {"port": str(self.ports[name]), "metrics_port": str(self.metrics_ports[name]), **extra}
         if name == "gateway":
             settings["data_dir"] = str(self.folder / "data")
             settings["llm_addresses"] = f"127.0.0.1:{self.ports['llm']}"

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import pytest
-from fake_nvml import GPU, FakeNvml
+from fake_nvml import GPU, GPU_FIGURES, FakeNvml, GpuLike, gpu_metrics
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from halfreel_runtime import gpu_figures
-from halfreel_runtime.device import Device
 from halfreel_runtime.gpu_figures import GpuFigures, GpuReader
-from halfreel_runtime.memory import MemoryMonitor
-from halfreel_runtime.memory_cpu import CpuMemorySource
-from halfreel_runtime.metrics import ServerMetrics
 
 
 @pytest.fixture
@@ -61,34 +56,15 @@ def test_a_driver_that_fails_midway_is_absent_and_comes_back(
     assert [record.message for record in caplog.records] == ["gpu_figures_absent"]
 
 
-class CudaLike(CpuMemorySource):
-    """A GPU's device-wide figures; None stands for a driver that can't be asked."""
-
-    used: int | None = 40 * 2**30
-
-    def fill(self, device: Any) -> None:
-        device.device_total_bytes = 80 * 2**30
-        device.context_bytes = 512 * 2**20
-        if self.used is not None:
-            device.device_used_bytes, device.device_free_bytes = self.used, device.device_total_bytes - self.used
-
-
 def names(registry: CollectorRegistry) -> set[str]:
     text = generate_latest(registry).decode()
     return {sample.name for family in text_string_to_metric_families(text) for sample in family.samples}
 
 
 def test_a_scrape_shows_a_gpu_as_long_as_the_driver_answers(nvml: FakeNvml) -> None:
-    source = CudaLike()
-    device = Device("cuda", 0, GPU, "NVIDIA H100", "cuda:0")
-    memory = MemoryMonitor(device, source=source)
-    registry = ServerMetrics("video", None, memory).registry
-    figures = {
-        "halfreel_gpu_energy_joules_total",
-        "halfreel_gpu_power_watts",
-        "halfreel_gpu_temperature_celsius",
-        "halfreel_gpu_utilization_ratio",
-    }
+    source = GpuLike()
+    registry = gpu_metrics(source)
+    figures = {name.replace("_joules", "_joules_total") for name in GPU_FIGURES}
     of_driver = {
         "halfreel_gpu_memory_free_bytes",
         "halfreel_gpu_memory_used_bytes",
