@@ -34,7 +34,6 @@ from halfreel_runtime.metrics import ServerMetrics
 from halfreel_runtime.server import Server
 from halfreel_runtime.settings import ModelServerSettings, load_settings
 from halfreel_runtime.sleeper import Sleeper
-from halfreel_runtime.turn import DeviceTurn
 
 MIB = 2**20
 WEIGHT_BYTES = 8 * MIB
@@ -192,14 +191,8 @@ def order(text: str, **fields: Any) -> llm_pb2.GenerateRequest:
 def small_server(settings: ModelServerSettings) -> tuple[Server, SmallLlm]:
     device = find_device("cpu")
     memory = MemoryMonitor(device)
-    turn = DeviceTurn.of(settings, device, service="llm", capacity_bytes=memory.report().host.total_bytes)
-    sleeper = Sleeper(
-        memory,
-        turn=turn,
-        idle_sleep_s=settings.idle_sleep_s,
-        clear_before=settings.clear_memory_before,
-        clear_after=settings.clear_memory_after,
-    )
+    capacity_bytes = memory.report().host.total_bytes
+    sleeper = Sleeper.of(settings, memory, service="llm", capacity_bytes=capacity_bytes)
     engine: Engine[str] = Engine(
         name="small",
         max_waiting_count=settings.max_waiting_request_count,

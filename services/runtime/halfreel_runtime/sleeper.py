@@ -15,6 +15,7 @@ from halfreel.gpu.v1 import gpu_pb2
 from halfreel_runtime.errors import Cancelled, FatalError, OutOfMemory, WakeFailed
 from halfreel_runtime.failures import engine_error, release_frames
 from halfreel_runtime.memory import MemoryMonitor
+from halfreel_runtime.server_settings import ModelServerSettings
 from halfreel_runtime.sleeping_model import SleepingModel
 from halfreel_runtime.turn import DeviceTurn, Neighbour
 
@@ -72,6 +73,27 @@ class Sleeper:
         self.woken_count = 0
         self.last_wake_s = 0.0
         memory.add_suggester(self._suggest)
+
+    @classmethod
+    def of(cls, settings: ModelServerSettings, memory: MemoryMonitor, *, service: str, capacity_bytes: int) -> Sleeper:
+        """The sleeper that the settings mean.
+
+        Args:
+            settings: of turns, idle sleep and clearing.
+            memory: of the device.
+            service: what this server is, for others on the device.
+            capacity_bytes: what all servers on the device may take together.
+
+        Raises:
+            FailedPrecondition: turns_dir can't be used.
+        """
+        return cls(
+            memory,
+            turn=DeviceTurn.of(settings, memory.device, service=service, capacity_bytes=capacity_bytes),
+            idle_sleep_s=settings.idle_sleep_s,
+            clear_before=settings.clear_memory_before,
+            clear_after=settings.clear_memory_after,
+        )
 
     # What anybody may ask.
 
@@ -183,6 +205,7 @@ class Sleeper:
         """Waits for the turn: loading takes room."""
         if self._turn is not None and not self._turn.acquire(wanted):
             raise Cancelled("The model is not wanted any more.")
+        self._look_at_strangers()
 
     def enter(self, wanted: Callable[[], bool]) -> None:
         """Waits for the turn, and wakes the model."""
@@ -192,6 +215,7 @@ class Sleeper:
                 self._sleep_if_possible()
             if not self._turn.acquire(wanted):
                 raise Cancelled("The call was cancelled.")
+            self._look_at_strangers()
         self.wake()
         if self._clear_before:
             self._memory.clear()
@@ -273,7 +297,14 @@ class Sleeper:
         peak = device.process_peak.reserved_bytes + device.context_bytes
         awake = self.state == gpu_pb2.MODEL_STATE_AWAKE
         held = device.reserved_bytes if awake else 0
-        self._turn.tell(needs_bytes=max(peak, self._model.weight_bytes, self._expected_bytes), held_bytes=held)
+        needs = max(peak, self._model.weight_bytes + device.context_bytes, self._expected_bytes)
+        self._turn.tell(needs_bytes=needs, held_bytes=held, context_bytes=device.context_bytes)
+
+    def _look_at_strangers(self) -> None:
+        """Measures what processes hold that take no turns, while those that do are all asleep but this one."""
+        if self._turn is not None and self._turn.undisturbed:
+            others = self._memory.report().devices[0].other_processes_bytes
+            self._turn.strangers_bytes = max(0, others - sum(each.context_bytes for each in self._turn.neighbours()))
 
     def _set_state(self, state: gpu_pb2.ModelState.ValueType) -> None:
         self._memory.model_state = state

@@ -23,7 +23,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from halfreel_runtime.device import Device
@@ -46,11 +46,13 @@ class Neighbour:
         service: such as "video".
         needs_bytes: the most that it takes of the device; 0 where it does not know yet.
         held_bytes: what would come free if it slept now; 0 while it sleeps.
+        context_bytes: what the driver keeps for it even then.
     """
 
     service: str
     needs_bytes: int
     held_bytes: int
+    context_bytes: int = 0
 
 
 def turns_folder(setting: Path | None) -> Path:
@@ -80,13 +82,14 @@ class DeviceTurn:
         self, folder: Path, gpu_uuid: str, *, service: str, capacity_bytes: int = 0, tenure_s: float = 5.0
     ) -> None:
         self._folder = private_folder(folder, gpu_uuid)
-        self._service = service
         self._capacity_bytes = capacity_bytes
         self._tenure_s = tenure_s
         self._turn = os.open(self._folder / "turn", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._mode: int | None = None  # of the lock that is held
         self._since = 0.0
-        self._needs_bytes = self._held_bytes = 0
+        self._told = Neighbour(service, 0, 0)
+        # What processes hold that take no turns; it is nobody's to give.
+        self.strangers_bytes = 0
         self._name = f"{os.getpid()}{os.urandom(4).hex()}"
         self._entry = LockedFile(self._folder, f"server-{self._name}")
         self._tell()
@@ -126,6 +129,11 @@ class DeviceTurn:
         return self._mode is not None
 
     @property
+    def undisturbed(self) -> bool:
+        """Whether no other server has its weights on the device, nor can have."""
+        return self._mode == fcntl.LOCK_EX or (self.held and not self.neighbours())
+
+    @property
     def good(self) -> bool:
         """Whether it may still: another may have come, with which it does not fit."""
         return self._mode == fcntl.LOCK_EX or (self._mode == fcntl.LOCK_SH and not self._alone())
@@ -151,10 +159,11 @@ class DeviceTurn:
 
     # What the engine's thread does.
 
-    def tell(self, *, needs_bytes: int, held_bytes: int) -> None:
-        """Says what this server takes of the device at most, and what would come free if it slept now."""
-        if (needs_bytes, held_bytes) != (self._needs_bytes, self._held_bytes):
-            self._needs_bytes, self._held_bytes = needs_bytes, held_bytes
+    def tell(self, *, needs_bytes: int, held_bytes: int, context_bytes: int = 0) -> None:
+        """Says to the others what `Neighbour` has of this server."""
+        told = Neighbour(self._told.service, needs_bytes, held_bytes, context_bytes)
+        if told != self._told:
+            self._told = told
             self._tell()
 
     def acquire(self, wanted: Callable[[], bool]) -> bool:
@@ -215,15 +224,14 @@ class DeviceTurn:
         if not self._capacity_bytes:
             return True
         others = [each.needs_bytes for each in self.neighbours()]
-        needs = [*others, self._needs_bytes]
-        return bool(others) and (0 in needs or sum(needs) > self._capacity_bytes)
+        needs = [*others, self._told.needs_bytes]
+        return bool(others) and (0 in needs or sum(needs) > self._capacity_bytes - self.strangers_bytes)
 
     def _mode_needed(self) -> int:
         return fcntl.LOCK_EX if self._alone() else fcntl.LOCK_SH
 
     def _tell(self) -> None:
-        entry = {"service": self._service, "needs_bytes": self._needs_bytes, "held_bytes": self._held_bytes}
-        self._entry.write(json.dumps(entry).encode())
+        self._entry.write(json.dumps(asdict(self._told)).encode())
 
     # Wishes.
 
@@ -249,6 +257,7 @@ def _neighbour(entry: bytes) -> Neighbour:
     """What a server says of itself; one that has not said it yet needs nobody knows what."""
     try:
         values = json.loads(entry)
-        return Neighbour(str(values["service"]), int(values["needs_bytes"]), int(values["held_bytes"]))
-    except (ValueError, TypeError, KeyError):
+        service = str(values.pop("service"))
+        return Neighbour(service, **{name: int(value) for name, value in values.items()})
+    except (ValueError, TypeError, KeyError, AttributeError):
         return Neighbour("", 0, 0)

@@ -43,10 +43,13 @@ def main(argv: list[str] | None = None) -> NoReturn:
     from halfreel_runtime.memory_service import WATCH_METHODS, MemoryService
     from halfreel_runtime.metrics import ServerMetrics
     from halfreel_runtime.server import Server
+    from halfreel_runtime.sleeper import Sleeper
+    from halfreel_runtime.suggestions import MemoryLimits
     from halfreel_video.counting import RUNGS
     from halfreel_video.events import Event
     from halfreel_video.model import load_model, warm_up
     from halfreel_video.service import VideoService
+    from halfreel_video.sleeping import SleepingVideo
 
     if settings.thread_count:
         torch.set_num_threads(settings.thread_count)
@@ -55,15 +58,19 @@ def main(argv: list[str] | None = None) -> NoReturn:
         device = find_device(settings.device)
         limit = MemoryLimit.of(settings, device)
     limit.enforce()
-    memory = MemoryMonitor(device, budget_bytes=limit.budget_bytes)
+    warn = MemoryLimits(settings.warn_threshold_ratio, limit.min_free_bytes)
+    memory = MemoryMonitor(device, budget_bytes=limit.budget_bytes, limits=warn)
+    with clear_errors():
+        sleeper = Sleeper.of(settings, memory, service=SERVICE, capacity_bytes=limit.total_bytes - limit.min_free_bytes)
     instruments = Instruments(SERVICE, rungs=RUNGS)
     engine: Engine[Event] = Engine(
         name="video",
         max_waiting_count=settings.max_waiting_request_count,
         stall_s=settings.stall_s,
         observer=instruments,
+        gate=sleeper,
     )
-    video = VideoService(engine, memory, settings, instruments)
+    video = VideoService(engine, memory, settings, instruments, sleeper)
 
     def prepare() -> None:
         with memory.phase("load"):
@@ -71,12 +78,13 @@ def main(argv: list[str] | None = None) -> NoReturn:
         video.model_loaded(model)
         warm_up(model, video.usual_levers())
         memory.clear()
+        sleeper.model_loaded(SleepingVideo(model))
 
     server = Server(settings, service=SERVICE, metrics=ServerMetrics(SERVICE, engine, memory, instruments))
     server.add(video_pb2_grpc.add_VideoServiceServicer_to_server, video, "halfreel.video.v1.VideoService", engine)
     server.add(
         gpu_pb2_grpc.add_MemoryServiceServicer_to_server,
-        MemoryService(memory, engine),
+        MemoryService(memory, engine, sleeper),
         "halfreel.gpu.v1.MemoryService",
         engine,
         watch_methods=WATCH_METHODS,

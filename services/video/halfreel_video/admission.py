@@ -9,6 +9,7 @@ from halfreel.video.v1 import video_pb2
 from halfreel_runtime.memory import MemoryMonitor
 from halfreel_runtime.memory_limit import MemoryLimit
 from halfreel_runtime.plan import PlanRefused, Profile, Room
+from halfreel_runtime.sleeper import Sleeper
 from halfreel_video.coefficients import load
 from halfreel_video.estimate import Estimate
 from halfreel_video.levers import Levers
@@ -26,11 +27,19 @@ class Admission:
         memory: the device's figures.
         limit: what the server may take of the device.
         profile: where a request names none.
+        sleeper: knows what neighbours on the device would give back, and hears what an admitted clip needs.
     """
 
     def __init__(
-        self, model: VideoModel, limits: Limits, memory: MemoryMonitor, limit: MemoryLimit, profile: Profile
+        self,
+        model: VideoModel,
+        limits: Limits,
+        memory: MemoryMonitor,
+        limit: MemoryLimit,
+        profile: Profile,
+        sleeper: Sleeper,
     ) -> None:
+        self._sleeper = sleeper
         self._model, self._limits, self._memory, self._limit, self._profile = model, limits, memory, limit, profile
         coefficients = load(model.device.name, model.svd_folder.model_id, model.dtype_name)
         self._planner = Planner(Estimate(model.architecture, coefficients, model.dtype_name))
@@ -62,8 +71,10 @@ class Admission:
         wish = self.wish(request)
         choice, variants = self._planner.choose(wish, self.room(), self.context_bytes)
         if choice.plan.fits:
+            self._sleeper.expect(choice.plan.needed_bytes)
             return choice, False
         if variants and request.allow_cheaper:
+            self._sleeper.expect(variants[0].plan.needed_bytes)
             return variants[0], True
         raise _refusal(choice, variants)
 
@@ -80,7 +91,7 @@ class Admission:
         if self._model.device.kind == "cpu":
             used = report.host.total_bytes - report.host.available_bytes
             other = max(0, used - report.host.process_resident_bytes)
-        return self._limit.room(other)
+        return self._limit.room(other, sum(each.held_bytes for each in self._sleeper.neighbours()))
 
     def wish(self, request: video_pb2.GenerateRequest) -> Wish:
         """What a checked request comes to."""

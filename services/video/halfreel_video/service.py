@@ -18,6 +18,7 @@ from halfreel_runtime.logs import request_id_var
 from halfreel_runtime.memory import MemoryMonitor
 from halfreel_runtime.memory_limit import MemoryLimit
 from halfreel_runtime.plan import Profile
+from halfreel_runtime.sleeper import Sleeper
 from halfreel_video.admission import Admission, predictions
 from halfreel_video.counting import count_admitted, count_clip, refusals_counted
 from halfreel_video.events import ClipDone, Event, merge
@@ -41,17 +42,19 @@ class VideoService(video_pb2_grpc.VideoServiceServicer):
         memory: MemoryMonitor,
         settings: VideoSettings,
         instruments: Instruments | None = None,
+        sleeper: Sleeper | None = None,
     ) -> None:
         self._engine = engine
         self._memory = memory
         self._instruments = instruments or Instruments(SERVICE)
         self._settings = settings
+        self._sleeper = sleeper if sleeper is not None else Sleeper(memory)
         self._served: tuple[VideoModel, Limits, Admission] | None = None
 
     def model_loaded(self, model: VideoModel) -> None:
         """Takes the model; called once, in the engine's thread, before the engine serves."""
         limits, limit = Limits.of(self._settings, model.defaults), MemoryLimit.of(self._settings, model.device)
-        admission = Admission(model, limits, self._memory, limit, Profile(self._settings.memory_profile))
+        admission = Admission(model, limits, self._memory, limit, Profile(self._settings.memory_profile), self._sleeper)
         limit.enforce(admission.context_bytes)
         self._served = model, limits, admission
         self._memory.set_levers(

@@ -150,6 +150,24 @@ def test_those_that_fit_are_awake_together_and_those_that_do_not_one_by_one(make
     assert not one.try_acquire()
 
 
+def test_what_strangers_hold_is_not_there_to_be_shared(make: Make) -> None:
+    one, two = make(capacity_bytes=16 * GIB), make(capacity_bytes=16 * GIB)
+    one.tell(needs_bytes=6 * GIB, held_bytes=0)
+    two.tell(needs_bytes=9 * GIB, held_bytes=0, context_bytes=GIB)
+    one.acquire(forever)
+    two.acquire(forever)
+    assert not one.undisturbed
+    one.strangers_bytes = GIB
+    assert one.good
+    one.strangers_bytes = GIB + 1
+    assert not one.good
+    two.release()
+    one.release()
+    one.acquire(forever)
+    assert one.undisturbed
+    assert one.neighbours() == [Neighbour("video", 9 * GIB, 0, GIB)]
+
+
 def test_a_newcomer_that_does_not_know_its_needs_is_alone(make: Make) -> None:
     one = make(capacity_bytes=16 * GIB)
     one.tell(needs_bytes=GIB, held_bytes=0)

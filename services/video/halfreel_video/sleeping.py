@@ -1,0 +1,64 @@
+"""Both models asleep: on a GPU by the layout, which knows what is on it; on a CPU into a file.
+
+Knows no server, nor when they sleep.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from halfreel_runtime.weights_host import HostedWeights
+from halfreel_video.model import VideoModel
+
+
+class SleepingVideo:
+    """See `SleepingModel`."""
+
+    def __init__(self, model: VideoModel) -> None:
+        """Takes the loaded model."""
+        self._layout = model.layout
+        self._left_bytes = 0  # of the device, while they sleep
+        self._file: HostedWeights | None = None
+        if model.device.kind == "cpu":  # the layout's home is where the weights are already
+            self._file = HostedWeights(_parts(model.svd, model.keyframe), torch.device("cpu"))
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the device that come free."""
+        if self._file is not None:
+            return self._file.weight_bytes
+        return self._left_bytes or self._layout.device_bytes()
+
+    def prepare_sleep(self) -> None:
+        """Nothing: the layout keeps a part at home from the first time that it leaves."""
+
+    def sleep(self) -> None:
+        """Takes both off the device."""
+        if self._file is not None:
+            self._file.sleep()
+            return
+        self._left_bytes = self._layout.device_bytes()
+        self._layout.park_all()
+
+    def wake(self) -> None:
+        """Brings back what the last clip's levers keep on the device between two clips.
+
+        Raises:
+            torch.OutOfMemoryError: there is no room; both are asleep.
+        """
+        if self._file is not None:
+            self._file.wake()
+            return
+        try:
+            self._layout.bring_all()
+        except BaseException:
+            self._layout.park_all()
+            raise
+        self._left_bytes = 0
+
+
+def _parts(*pipelines: Any) -> list[torch.nn.Module]:
+    parts = [part for pipeline in pipelines for part in pipeline.components.values()]
+    return [part for part in parts if isinstance(part, torch.nn.Module)]
