@@ -7,7 +7,8 @@ from enum import StrEnum
 
 from halfreel.video.v1 import video_pb2
 from halfreel_client.clock import member_of, seconds_of
-from halfreel_client.memory import PhasePeak, phase_peaks_from
+from halfreel_client.levers import Levers, Variant, levers_from, levers_message, variant_from
+from halfreel_client.memory import MemoryProfile, PhasePeak, phase_peaks_from, profile_number
 from halfreel_client.text import Queued
 
 
@@ -39,6 +40,18 @@ class ClipRequest:
     decode_chunk_frame_count: int | None = None
     seed: int | None = None
     preview: bool = False
+    profile: MemoryProfile | None = None
+    levers: Levers | None = None
+    allow_cheaper: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What the clip will take of memory, by which levers, and the cheaper form that is rendered, where one is."""
+
+    peak_reserved_bytes: int
+    levers: Levers
+    variant: Variant | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,15 +110,17 @@ class ClipCompleted:
     seed: int
     dtype: str
     device: str
-    decode_chunk_frame_count: int
-    attention_backend: str
+    levers: Levers
     queue_duration_s: float
     generate_duration_s: float
     stage_durations: tuple[StageDuration, ...]
     phase_peaks: tuple[PhasePeak, ...]
+    rungs: tuple[str, ...]
+    nan_retry_count: int
+    trades: tuple[str, ...]
 
 
-ClipEvent = Queued | StageStarted | Step | Preview | VideoChunk | ClipCompleted
+ClipEvent = Queued | Planned | StageStarted | Step | Preview | VideoChunk | ClipCompleted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +151,10 @@ class VideoModel:
 
 def clip_request(request: ClipRequest) -> video_pb2.GenerateRequest:
     """The message of a request."""
-    return video_pb2.GenerateRequest(**{field.name: getattr(request, field.name) for field in fields(request)})
+    named = {field.name: getattr(request, field.name) for field in fields(request)}
+    named["profile"] = None if request.profile is None else profile_number(request.profile)
+    named["levers"] = None if request.levers is None else levers_message(request.levers)
+    return video_pb2.GenerateRequest(**named)
 
 
 def _stage_from(value: int) -> Stage:
@@ -154,14 +172,16 @@ def _completed_from(message: video_pb2.GenerateResponse.Completed) -> ClipComple
         seed=message.seed,
         dtype=message.dtype,
         device=message.device,
-        decode_chunk_frame_count=message.levers.decode_chunk_frame_count,
-        attention_backend=message.levers.attention_backend,
+        levers=levers_from(message.levers),
         queue_duration_s=seconds_of(message.queue_duration),
         generate_duration_s=seconds_of(message.generate_duration),
         stage_durations=tuple(
             StageDuration(_stage_from(item.stage), seconds_of(item.duration)) for item in message.stage_durations
         ),
         phase_peaks=phase_peaks_from(message.phase_peaks),
+        rungs=tuple(message.rungs),
+        nan_retry_count=message.nan_retry_count,
+        trades=tuple(message.trades),
     )
 
 
@@ -170,6 +190,10 @@ def clip_event_from(message: video_pb2.GenerateResponse) -> ClipEvent | None:
     match message.WhichOneof("event"):
         case "queued":
             return Queued(message.queued.waiting_request_count)
+        case "plan":
+            plan = message.plan
+            variant = variant_from(plan.variant) if plan.HasField("variant") else None
+            return Planned(plan.plan.peak_reserved_bytes, levers_from(plan.levers), variant)
         case "stage":
             stage = message.stage
             return StageStarted(_stage_from(stage.stage), stage.segment_index, stage.segment_count)

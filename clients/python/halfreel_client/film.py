@@ -9,7 +9,8 @@ from enum import StrEnum
 from halfreel.gateway.v1 import gateway_pb2
 from halfreel_client.clock import member_of, seconds_of, time_of
 from halfreel_client.errors import FailedPrecondition, InvalidArgument, Violation
-from halfreel_client.memory import PhasePeak, phase_peaks_from
+from halfreel_client.levers import Levers, Variant, levers_from, variant_from
+from halfreel_client.memory import MemoryProfile, PhasePeak, phase_peaks_from, profile_from, profile_number
 
 
 class FilmState(StrEnum):
@@ -60,6 +61,7 @@ class FilmSettings:
 
     Ranges: scene_count 1 to 8; width_px and height_px 64 to 2,048, multiples of 8; fps 1 to 60; step_count 1 to 100;
     scene_seconds 1 to 30; motion_bucket 1 to 255; guidance_scale 1 to 20; temperature 0 to 2; seed 0 to 2^63 - 1.
+    With `allow_cheaper`, scenes that do not fit in memory are rendered in the first cheaper form that does.
     """
 
     scene_count: int | None = None
@@ -72,6 +74,8 @@ class FilmSettings:
     guidance_scale: float | None = None
     temperature: float | None = None
     seed: int | None = None
+    profile: MemoryProfile | None = None
+    allow_cheaper: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +111,7 @@ class StageFigure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """One scene of a film; `index` counts from 0."""
+    """One scene of a film; `index` counts from 0. `variant` is the cheaper form it is rendered in, if it is in one."""
 
     index: int
     state: SceneState
@@ -121,6 +125,9 @@ class Scene:
     stages: tuple[StageFigure, ...]
     phase_peaks: tuple[PhasePeak, ...]
     error: FilmError | None
+    levers: Levers | None
+    rungs: tuple[str, ...]
+    variant: Variant | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +177,8 @@ def create_request(idea: str, settings: FilmSettings, request_id: str) -> gatewa
         value = getattr(settings, field.name)
         if value is None:
             continue
+        if isinstance(value, MemoryProfile):
+            value = profile_number(value)
         try:
             setattr(message.settings, field.name, value)
         except (ValueError, TypeError):
@@ -199,12 +208,15 @@ def video_of(film: Film) -> Artifact:
 
 
 def _settings_from(message: gateway_pb2.FilmSettings) -> FilmSettings:
+    plain = {"profile", "allow_cheaper"}  # without presence: their defaults are values
     return FilmSettings(
         **{
             field.name: getattr(message, field.name)
             for field in fields(FilmSettings)
-            if message.HasField(field.name)  # type: ignore[arg-type]  # the names are the message's own
-        }
+            if field.name not in plain and message.HasField(field.name)  # type: ignore[arg-type]  # the names are the message's own
+        },
+        profile=profile_from(message.profile),
+        allow_cheaper=message.allow_cheaper,
     )
 
 
@@ -246,6 +258,9 @@ def scene_from(message: gateway_pb2.Scene) -> Scene:
         stages=tuple(StageFigure(item.stage, seconds_of(item.duration)) for item in message.stages),
         phase_peaks=phase_peaks_from(message.phase_peaks),
         error=film_error_from(message.error) if message.HasField("error") else None,
+        levers=levers_from(message.levers) if message.HasField("levers") else None,
+        rungs=tuple(message.rungs),
+        variant=variant_from(message.variant) if message.HasField("variant") else None,
     )
 
 

@@ -28,6 +28,30 @@ class ServerKind(StrEnum):
     VIDEO = "video"
 
 
+class MemoryProfile(StrEnum):
+    """How memory is weighed against time."""
+
+    UNKNOWN = "unknown"
+    UNSPECIFIED = "unspecified"
+    AUTO = "auto"
+    SAVER = "saver"
+    BALANCED = "balanced"
+    QUALITY = "quality"
+
+
+class ModelState(StrEnum):
+    """Where a model's weights are."""
+
+    UNKNOWN = "unknown"
+    UNSPECIFIED = "unspecified"
+    LOADING = "loading"
+    AWAKE = "awake"
+    FALLING_ASLEEP = "falling_asleep"
+    ASLEEP = "asleep"
+    WAKING = "waking"
+    WAKE_FAILED = "wake_failed"
+
+
 @dataclass(frozen=True, slots=True)
 class MemoryPeak:
     """The largest figures seen in some window."""
@@ -38,11 +62,15 @@ class MemoryPeak:
 
 @dataclass(frozen=True, slots=True)
 class PhasePeak:
-    """The peak of one phase of work, such as "denoise", and how long the phase ran in seconds."""
+    """The peak of one phase of work, such as "denoise", how long the phase ran in seconds, and what a plan predicted.
+
+    `predicted_reserved_bytes` is 0 where nothing was planned.
+    """
 
     phase: str
     peak: MemoryPeak
     duration_s: float
+    predicted_reserved_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +91,9 @@ class DeviceMemory:
     phase_peaks: tuple[PhasePeak, ...]
     current_phase: str
     budget_bytes: int
+    recent_peak: MemoryPeak
+    other_processes_bytes: int
+    headroom_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +107,33 @@ class HostMemory:
 
 
 @dataclass(frozen=True, slots=True)
+class Suggestion:
+    """Something that would help; `saved_bytes` is 0 where that is not known."""
+
+    code: str
+    text: str
+    saved_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeverStatus:
+    """A lever as it stands on a server; `reason` says why, where it is not what was asked for."""
+
+    lever: str
+    value: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryReport:
     """All that one server knows of its memory at one moment."""
 
     read_time: datetime
     devices: tuple[DeviceMemory, ...]
     host: HostMemory
+    model_state: ModelState
+    suggestions: tuple[Suggestion, ...]
+    levers: tuple[LeverStatus, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +152,10 @@ def _peak_from(message: gpu_pb2.MemoryPeak) -> MemoryPeak:
 
 def phase_peaks_from(messages: Iterable[gpu_pb2.PhasePeak]) -> tuple[PhasePeak, ...]:
     """The peaks of a job's phases."""
-    return tuple(PhasePeak(item.phase, _peak_from(item.peak), seconds_of(item.duration)) for item in messages)
+    return tuple(
+        PhasePeak(item.phase, _peak_from(item.peak), seconds_of(item.duration), item.predicted_reserved_bytes)
+        for item in messages
+    )
 
 
 def _device_from(message: gpu_pb2.DeviceMemory) -> DeviceMemory:
@@ -119,6 +174,9 @@ def _device_from(message: gpu_pb2.DeviceMemory) -> DeviceMemory:
         phase_peaks=phase_peaks_from(message.phase_peaks),
         current_phase=message.current_phase,
         budget_bytes=message.budget_bytes,
+        recent_peak=_peak_from(message.recent_peak),
+        other_processes_bytes=message.other_processes_bytes,
+        headroom_bytes=message.headroom_bytes,
     )
 
 
@@ -134,7 +192,20 @@ def report_from(message: gpu_pb2.MemoryReport) -> MemoryReport:
             host.process_resident_bytes,
             host.process_peak_resident_bytes,
         ),
+        model_state=member_of(ModelState, gpu_pb2.ModelState, message.model_state, "MODEL_STATE_"),
+        suggestions=tuple(Suggestion(each.code, each.text, each.saved_bytes) for each in message.suggestions),
+        levers=tuple(LeverStatus(each.lever, each.value, each.reason) for each in message.levers),
     )
+
+
+def profile_number(profile: MemoryProfile) -> gpu_pb2.MemoryProfile.ValueType:
+    """The contract's number of a profile."""
+    return gpu_pb2.MemoryProfile.Value(f"MEMORY_PROFILE_{profile.upper()}")
+
+
+def profile_from(value: int) -> MemoryProfile | None:
+    """The profile of a message's number; None where none was asked for."""
+    return member_of(MemoryProfile, gpu_pb2.MemoryProfile, value, "MEMORY_PROFILE_") if value else None
 
 
 def server_memory_from(message: gateway_pb2.ServerMemory) -> ServerMemory:

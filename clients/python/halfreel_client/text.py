@@ -78,6 +78,10 @@ class TextCompleted:
     generate_duration_s: float
     phase_peaks: tuple[PhasePeak, ...]
     dtype: str
+    cached_prompt_token_count: int
+    forced_token_count: int
+    speculated_token_count: int
+    rungs: tuple[str, ...]
 
 
 TextEvent = Queued | TextDelta | TextCompleted
@@ -101,6 +105,9 @@ class LlmModel:
     default_max_output_token_count: int
     max_waiting_request_count: int
     contract_version: str
+    slot_count: int
+    weight_precision: str
+    kv_cache_bytes_per_token: int
 
 
 def text_request(request: TextRequest) -> llm_pb2.GenerateRequest:
@@ -140,6 +147,10 @@ def text_event_from(message: llm_pb2.GenerateResponse) -> TextEvent | None:
                 generate_duration_s=seconds_of(end.generate_duration),
                 phase_peaks=phase_peaks_from(end.phase_peaks),
                 dtype=end.dtype,
+                cached_prompt_token_count=end.cached_prompt_token_count,
+                forced_token_count=end.forced_token_count,
+                speculated_token_count=end.speculated_token_count,
+                rungs=tuple(end.rungs),
             )
     return None
 

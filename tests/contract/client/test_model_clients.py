@@ -196,7 +196,7 @@ def test_clip(video: tuple[str, Video]) -> None:
     ]
     completed = events[5]
     assert isinstance(completed, ClipCompleted)
-    assert (completed.seed, completed.decode_chunk_frame_count) == (3, 4)
+    assert (completed.seed, completed.levers.decode_chunk_frame_count) == (3, 4)
     assert [(item.stage, item.duration_s) for item in completed.stage_durations] == [(Stage.MUX, 0.02)]
     assert servicer.asked == [video_pb2.GenerateRequest(prompt="a circle", width_px=64, seed=3, preview=True)]
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from halfreel.gpu.v1 import gpu_pb2
 from halfreel_client import (
     Artifact,
     Film,
@@ -19,6 +20,8 @@ from halfreel_client import (
     FilmEvent,
     FilmSettings,
     FilmState,
+    Levers,
+    MemoryProfile,
     Motion,
     PhasePeak,
     Rejoining,
@@ -32,6 +35,7 @@ from halfreel_client import (
     StageFigure,
     StateChanged,
     Unavailable,
+    Variant,
     Waiting,
 )
 from halfreel_client.display.amounts import bytes_text, seconds_text
@@ -41,7 +45,8 @@ from halfreel_client.display.live_view import LiveView
 from halfreel_client.display.partial_script import PartialScript, read_partial
 from halfreel_client.display.plain_view import PlainView
 from halfreel_client.display.printable import printable
-from halfreel_client.display.summary import summary_of
+from halfreel_client.display.summary import cheaper_text, summary_of
+from halfreel_client.film import _settings_from, create_request
 from halfreel_client.memory import MemoryPeak
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -61,7 +66,7 @@ def scene(index: int, state: SceneState = SceneState.QUEUED, **changes: Any) -> 
     values: dict[str, Any] = {
         "index": index, "state": state, "narration": f"Scene {index}.", "picture": "", "motion": Motion.LEFT,
         "requested_duration_s": 2.0, "seed": 1, "attempt_count": 1, "clip": None, "stages": (), "phase_peaks": (),
-        "error": None,
+        "error": None, "levers": None, "rungs": (), "variant": None,
     }  # fmt: skip
     return Scene(**(values | changes))
 
@@ -120,6 +125,49 @@ def test_progress_of_a_film() -> None:
     assert progress.waiting_reason == "no video server"
     progress.take(event(Rejoining(Unavailable("gone"), 1.0)))
     assert progress.rejoining
+
+
+def test_scenes_at_work_while_the_script_is_written() -> None:
+    console = Console(file=io.StringIO(), width=80)
+    with LiveView(Console(file=io.StringIO(), width=80), "an idea") as view:
+        for item in (
+            event(Snapshot(film(FilmState.WRITING_SCRIPT))),
+            event(ScriptDelta('{"title":"Red","scenes":[{"narration":"Scene 0."},{"narration":"And th', 1)),
+            event(SceneChanged(scene(0, SceneState.RENDERING)), 2),
+            event(SceneStep(0, 6, 12, 0.5, 4.5)),
+        ):
+            view.event(item)
+        console.print(view._render())
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert shown.count("Scene 0.") == 1
+    assert "6/12" in shown
+    assert "And th▌" in shown
+    progress = FilmProgress()
+    progress.take(event(Snapshot(film(FilmState.WRITING_SCRIPT))))
+    progress.take(event(SceneChanged(scene(0, SceneState.SUCCEEDED)), 2))
+    early = progress.ratio
+    progress.take(event(StateChanged(FilmState.RENDERING, "Red", 0.0), 3))
+    assert 0.1 < early < progress.ratio
+
+
+def test_what_was_made_cheaper_is_said() -> None:
+    levers = Levers(
+        decode_chunk_frame_count=1, attention_backend="sdpa", split_guidance=True, feed_forward_chunk_count=1,
+        offload_idle_parts=False, stream_weights=False,
+    )  # fmt: skip
+    clip = Artifact(size_bytes=1, sha256="", width_px=64, height_px=32, frame_count=2, fps=7, duration_s=0.3)
+    variant = Variant(width_px=64, height_px=32, segment_frame_count=2, levers=levers)
+    cheap = scene(0, SceneState.SUCCEEDED, clip=clip, variant=variant, rungs=("decode_chunk_1",))
+    assert cheaper_text(cheap) == "; made cheaper to fit: 64x32, decode chunk 1"
+    assert cheaper_text(scene(0)) == ""
+
+
+def test_a_profile_goes_into_the_message_and_comes_back() -> None:
+    asked = FilmSettings(profile=MemoryProfile.SAVER, allow_cheaper=True, seed=3)
+    message = create_request("an idea", asked, "r").settings
+    assert message.profile == gpu_pb2.MEMORY_PROFILE_SAVER
+    assert _settings_from(message) == asked
+    assert _settings_from(create_request("an idea", FilmSettings(), "r").settings) == FilmSettings()
 
 
 def test_what_a_snapshot_holds_is_not_told_again() -> None:

@@ -14,7 +14,7 @@ import halfreel_client
 from halfreel.gateway.v1 import gateway_pb2
 from halfreel.llm.v1 import llm_pb2
 from halfreel.video.v1 import video_pb2
-from halfreel_client import clip, film, gpus, memory, text
+from halfreel_client import clip, film, gpus, levers, memory, text
 from halfreel_client.gpus import Gpu
 from halfreel_client.supervisor import running, stack
 
@@ -63,8 +63,10 @@ def test_all_is_true() -> None:
         (text.TextCompleted, llm_pb2.GenerateResponse.Completed, {}),
         (text.LlmModel, llm_pb2.GetModelResponse, {}),
         (clip.ClipRequest, video_pb2.GenerateRequest, {}),
-        (clip.ClipCompleted, video_pb2.GenerateResponse.Completed, {"levers": "decode_chunk_frame_count"}),
+        (clip.ClipCompleted, video_pb2.GenerateResponse.Completed, {}),
         (clip.VideoModel, video_pb2.GetModelResponse, {}),
+        (levers.Levers, video_pb2.GenerateResponse.Levers, {}),
+        (memory.PhasePeak, memory.gpu_pb2.PhasePeak, {}),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

@@ -7,7 +7,7 @@ import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -25,6 +25,7 @@ from halfreel_client.display.live_view import LiveView
 from halfreel_client.display.plain_view import PlainView
 from halfreel_client.display.view import View
 from halfreel_client.film import FilmSettings
+from halfreel_client.memory import MemoryProfile
 
 
 def make_command(
@@ -53,6 +54,13 @@ def make_command(
         float | None, typer.Option(help="Freedom of the script, 0 to 2. Default: the model's.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed makes the same film. Default: any.")] = None,
+    profile: Annotated[
+        Literal["auto", "saver", "balanced", "quality"] | None,
+        typer.Option(help="How memory is weighed against time. Default: the video server's."),
+    ] = None,
+    allow_cheaper: Annotated[
+        bool, typer.Option("--allow-cheaper", help="Scenes that do not fit in memory are rendered smaller.")
+    ] = False,
     address: Address = None,
     data_dir: DataDir = None,
     json: Json = False,
@@ -72,6 +80,8 @@ def make_command(
         guidance_scale=guidance,
         temperature=temperature,
         seed=seed,
+        profile=None if profile is None else MemoryProfile(profile),
+        allow_cheaper=allow_cheaper,
     )
     if json:
         speak_json(context)

@@ -22,6 +22,7 @@ from halfreel_client.film_events import (
 # Parts of the whole work, as the gateway counts them; joining is the rest.
 _SCRIPT_SHARE = 0.10
 _SCENES_SHARE = 0.85
+_MOST_SCENES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +63,12 @@ class FilmProgress:
     @property
     def ratio(self) -> float:
         """Of all the work, how much is done: as the gateway last said, and what the scenes' steps have added since."""
+        done = sum(scene.ratio for scene in self.scenes.values())
+        if self.state is FilmState.WRITING_SCRIPT:
+            return max(self.progress_ratio, _SCENES_SHARE * done / _MOST_SCENES)
         if self.state is not FilmState.RENDERING or not self.scenes:
             return self.progress_ratio
-        done = sum(scene.ratio for scene in self.scenes.values()) / len(self.scenes)
-        return max(self.progress_ratio, _SCRIPT_SHARE + _SCENES_SHARE * done)
+        return max(self.progress_ratio, _SCRIPT_SHARE + _SCENES_SHARE * done / len(self.scenes))
 
     @property
     def script(self) -> PartialScript:

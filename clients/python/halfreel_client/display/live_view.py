@@ -95,8 +95,9 @@ class LiveView:
         progress = self._progress
         parts.append(self._header())
         if progress.state is not FilmState.UNKNOWN:
-            writing = progress.state in (FilmState.QUEUED, FilmState.WRITING_SCRIPT)
-            parts.append(self._script() if writing else self._scenes())
+            parts.append(self._scenes())
+            if progress.state in (FilmState.QUEUED, FilmState.WRITING_SCRIPT):
+                parts.append(self._script())
             parts.append(_overall(progress))
             if progress.rejoining:
                 parts.append(Text("the gateway does not answer; joining again", style="yellow"))
@@ -115,9 +116,12 @@ class LiveView:
         return Text.assemble((printable(title), "bold"), "  ", (state, "cyan"), "  ", (elapsed, "dim"))
 
     def _script(self) -> Table:
-        table = Table.grid(padding=(0, 2))
+        """What is written beyond the scenes that are stored."""
+        table = Table.grid(padding=(0, 1))
         narrations = self._progress.script.narrations
         for index, narration in enumerate(narrations):
+            if index in self._progress.scenes:
+                continue
             cursor = "▌" if index == len(narrations) - 1 else ""
             table.add_row(Text(f"{index + 1:2}", style="dim"), Text(printable(narration) + cursor))
         return table

@@ -9,7 +9,7 @@ from typing import Self
 
 from halfreel_client.display.amounts import bytes_text, seconds_text
 from halfreel_client.display.printable import printable
-from halfreel_client.display.summary import summary_of
+from halfreel_client.display.summary import cheaper_text, summary_of
 from halfreel_client.film import Film, FilmState, Scene, SceneState
 from halfreel_client.film_events import (
     FilmEvent,
@@ -127,7 +127,10 @@ class PlainView:
             self._scene_states[scene.index] = scene.state
             if scene.clip is not None:
                 took_s = sum(figure.duration_s for figure in scene.stages)
-                self._write(f"scene {scene.index + 1}: done, {scene.clip.frame_count} frames in {seconds_text(took_s)}")
+                self._write(
+                    f"scene {scene.index + 1}: done, {scene.clip.frame_count} frames in {seconds_text(took_s)}"
+                    + cheaper_text(scene)
+                )
             elif scene.error is not None:
                 self._write(f"scene {scene.index + 1}: {scene.error.message}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from halfreel_client.film import Film
+from halfreel_client.film import Film, Scene
 from halfreel_client.memory import PhasePeak, ServerMemory
 
 _STAGES = ("keyframe", "encode", "denoise", "decode", "mux")
@@ -60,6 +60,14 @@ def summary_of(film: Film, memory: Iterable[ServerMemory] = ()) -> Summary:
             ),
         ),
     )
+
+
+def cheaper_text(scene: Scene) -> str:
+    """What was given up to render a scene within the memory that there was; empty where nothing was."""
+    given_up = [rung.replace("_", " ") for rung in scene.rungs]
+    if scene.variant is not None and scene.clip is not None:
+        given_up.insert(0, f"{scene.clip.width_px}x{scene.clip.height_px}")
+    return f"; made cheaper to fit: {', '.join(given_up)}" if given_up else ""
 
 
 def _loads(kind: str, memory: Iterable[ServerMemory]) -> list[PhasePeak]:

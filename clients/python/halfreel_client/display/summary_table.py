@@ -10,7 +10,7 @@ from rich.text import Text
 
 from halfreel_client.display.amounts import bytes_text, seconds_text
 from halfreel_client.display.printable import printable
-from halfreel_client.display.summary import Summary
+from halfreel_client.display.summary import Summary, cheaper_text
 from halfreel_client.film import Film
 
 
@@ -19,7 +19,9 @@ def summary_tables(film: Film, summary: Summary, path: Path | None) -> Renderabl
     parts: list[RenderableType] = [Text(printable(film.title), style="bold")]
     script = Table.grid(padding=(0, 2))
     for scene in film.scenes:
-        script.add_row(Text(f"{scene.index + 1:2}", style="dim"), Text(printable(scene.narration)))
+        script.add_row(
+            Text(f"{scene.index + 1:2}", style="dim"), Text(printable(scene.narration) + cheaper_text(scene))
+        )
     parts.append(script)
     if film.video is not None:
         parts.append(
