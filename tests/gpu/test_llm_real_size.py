@@ -171,5 +171,6 @@ def test_memory_is_what_the_driver_saw(folder: Path) -> None:
     assert figures["reply"]["dtype"] == "float16"
     assert figures["parameter_count"] == PARAMETER_COUNT
     assert figures["weight_bytes"] == 2 * PARAMETER_COUNT
-    assert figures["weight_bytes"] < figures["peak_reserved_bytes"] < 1.2 * figures["weight_bytes"]
+    assert figures["weight_bytes"] < figures["load_peak"]["load"] < 1.2 * figures["weight_bytes"], "a second copy"
+    assert figures["weight_bytes"] < figures["peak_reserved_bytes"] < 1.5 * figures["weight_bytes"]
     assert abs(figures["difference_bytes"]) <= TOLERANCE_BYTES
