@@ -169,16 +169,18 @@ class ClipJob:
         yield self._started(Stage.DENOISE, index)
         with self._stage(Stage.DENOISE, UNET):
             denoising = Denoising(self._model.svd, conditioning, clip, generator)
-            for _ in range(denoising.step_count):
+            began_at = time.monotonic()
+            while denoising.done_count < denoising.step_count:
                 token.raise_if_cancelled()
-                began_at = time.monotonic()
                 clean = self._persistent(lambda: self._step(denoising), ladder.save_denoising)
+                if clean is None:  # the device has just begun
+                    continue
                 self._step_s.append(time.monotonic() - began_at)
+                began_at += self._step_s[-1]
                 self._instruments.step(self._step_s[-1])
                 yield self._step_done(denoising.step_count * len(self._segments))
                 if clip.preview:
-                    jpeg = self._model.colours.jpeg(clean[0, frame_count // 2])
-                    yield Preview(jpeg, len(self._step_s))
+                    yield Preview(self._model.colours.jpeg(clean), len(self._step_s))
             self._layout.restore()
         return denoising.latents
 
@@ -203,10 +205,10 @@ class ClipJob:
         layout.use(VAE)
         return encode(svd, picture, self._clip, frame_count, generator, embeddings)
 
-    def _step(self, denoising: Denoising) -> torch.Tensor:
+    def _step(self, denoising: Denoising) -> torch.Tensor | None:
         self._layout.use(UNET)
         denoising.split_guidance = self._layout.levers.split_guidance
-        return self._finite(denoising.step, UNET, denoising.use_dtype)
+        return self._finite(denoising.advance, UNET, denoising.use_dtype)
 
     def _decode(
         self, latents: torch.Tensor, index: int, token: CancelToken

@@ -164,6 +164,13 @@ class Layout:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
+    def device_bytes(self) -> int:
+        """Bytes of weights that are on the device now, the ring of streamed ones included."""
+        size = sum(sum(each.size_bytes for each in self._weights[name]) for name in self._weights if self._here[name])
+        if self._stream is None:
+            return size
+        return size - sum(each.size_bytes for each in self._weights[UNET][1:]) + self._stream.size_bytes
+
     def _bring(self, name: str) -> None:
         weights = self._weights[name]
         if name == UNET and self._levers.stream_weights:

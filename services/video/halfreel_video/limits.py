@@ -22,6 +22,7 @@ from halfreel_video.levers import Levers
 from halfreel_video.model import ClipDefaults
 from halfreel_video.planner import Choice, Wish
 from halfreel_video.settings import VideoSettings
+from halfreel_video.trades import check_trades
 
 MAX_PROMPT_CHARACTERS = 2000
 MAX_SEED = 2**63 - 1
@@ -116,6 +117,7 @@ class Limits:
             "profile",
             f"is {request.profile}; it must be one of {', '.join(gpu_pb2.MemoryProfile.keys())}",
         )
+        check_trades(request.trades, checks)
         checks.done()
         if request.HasField("levers"):
             Levers.read(request.levers)
@@ -182,6 +184,7 @@ class Limits:
             preview=request.preview,
             levers=choice.levers,
             segment_frame_count=wish.segment_frame_count,
+            trades=tuple(request.trades),
         )
 
     def _value(self, request: video_pb2.GenerateRequest, field: str) -> float:

@@ -103,6 +103,7 @@ def _completed(done: ClipDone, clip: ClipRequest, model: VideoModel) -> video_pb
         phase_peaks=done.phase_peaks,
         rungs=done.rungs,
         nan_retry_count=done.nan_retry_count,
+        trades=clip.trades,
     )
 
 

@@ -1,8 +1,8 @@
 """Stable Video Diffusion, step by step: encode a picture, denoise latents, decode frames.
 
 The arithmetic and its order are those of diffusers' StableVideoDiffusionPipeline.__call__ (0.42), so that the frames
-equal that pipeline's bit by bit; only the loops are ours, to stop, report and check between any two steps. Knows
-nothing of requests in a queue, memory or files.
+equal that pipeline's bit by bit, with the same UNet; only the loops are ours, to stop, report and check between any two
+steps. Knows nothing of requests in a queue, memory or files.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from PIL import Image
 
 from halfreel_runtime.errors import Internal
 from halfreel_video.clip import ClipRequest
+from halfreel_video.lean_unet import Kept
+from halfreel_video.trades import PARTIAL_GUIDANCE, REUSE_FEATURES
 
 NOISE_AUGMENTATION = 0.02  # noise on the first picture; diffusers' default, which SVD was trained around
 MIN_GUIDANCE_SCALE = 1.0  # of the first frame; grows to the request's scale at the last
@@ -86,6 +88,20 @@ def encode(
     return Conditioning(embeddings, latents, time_ids.to(device), guided)
 
 
+@dataclass
+class _UnderWay:
+    """A step that the device was told to do.
+
+    `latents` and `index` are as before it; `finite` and `shown` are on the host once `over` has come.
+    """
+
+    latents: torch.Tensor
+    index: int
+    finite: torch.Tensor
+    shown: torch.Tensor
+    over: Any
+
+
 class Denoising:
     """The latents of one clip on their way out of the noise.
 
@@ -98,9 +114,9 @@ class Denoising:
         """Draws the noise.
 
         Args:
-            pipeline: the StableVideoDiffusionPipeline.
+            pipeline: the StableVideoDiffusionPipeline; its UNet is a lean one.
             conditioning: what `encode` gave.
-            clip: the request; its step count, guidance scale and levers are used.
+            clip: the request; its step count, guidance scale, levers and trades are used.
             generator: the one that `encode` drew from; the order of the draws decides the clip.
         """
         self._unet = pipeline.unet
@@ -108,6 +124,7 @@ class Denoising:
         self._scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
         device = conditioning.image_embeddings.device
         self._scheduler.set_timesteps(clip.step_count, device=device)
+        self._scheduler.set_begin_index(0)  # else it asks the device where it is
         _, frame_count, channel_count, height, width = conditioning.image_latents.shape
         dtype = conditioning.image_embeddings.dtype
         noise = randn_tensor(
@@ -117,7 +134,12 @@ class Denoising:
         scale = torch.linspace(MIN_GUIDANCE_SCALE, clip.guidance_scale, frame_count)
         self._guidance_scale = scale.to(device, dtype).reshape(1, frame_count, 1, 1, 1)
         self._index = 0
+        self._on_gpu = device.type == "cuda"
+        self._trades = clip.trades
+        self._kept: dict[str, Kept] = {}
+        self._under_way: list[_UnderWay] = []
         self.split_guidance = clip.levers.split_guidance
+        self.ahead_count = 1 if self._on_gpu else 0
 
     @property
     def step_count(self) -> int:
@@ -125,31 +147,50 @@ class Denoising:
         return len(self._scheduler.timesteps)
 
     @property
+    def done_count(self) -> int:
+        """Steps that are over."""
+        return self._index - len(self._under_way)
+
+    @property
     def latents(self) -> torch.Tensor:
-        """The latents after the steps done, of shape (1, frames, 4, height / 8, width / 8)."""
+        """The latents after the steps begun, of shape (1, frames, 4, height / 8, width / 8)."""
         return self._latents
 
     @torch.no_grad()  # type: ignore[untyped-decorator]  # torch is not typed to mypy
     def step(self) -> torch.Tensor:
-        """Does one step, waits for the device, and returns the clean latents as predicted now.
+        """Does one step and waits for the device; returns the middle frame's clean latents as predicted now.
 
         A step that fails changes nothing, and can be done again.
+
+        Returns:
+            Latents of shape (4, height / 8, width / 8), on the host.
 
         Raises:
             NanDetected: the latents would be no numbers any more.
         """
-        timestep = self._scheduler.timesteps[self._index]
-        noise = self._noise(timestep)
-        check_finite(noise, f"denoising step {self._index + 1}")
-        result = self._scheduler.step(noise, timestep, self._latents)
-        try:
-            check_finite(result.prev_sample, f"denoising step {self._index + 1}")
-        except NanDetected:
-            self._scheduler._step_index -= 1
-            raise
-        self._latents = result.prev_sample
-        self._index += 1
-        return result.pred_original_sample
+        self._begin()
+        while True:
+            shown = self._wait()
+            if not self._under_way:
+                return shown
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]  # torch is not typed to mypy
+    def advance(self) -> torch.Tensor | None:
+        """Begins the next step, and on a GPU waits only for the one before, so that the device never waits for us.
+
+        A step that fails changes nothing, also where the next one has begun; it can be done again.
+
+        Returns:
+            As `step`, of the step that is over now; None where there is none yet.
+
+        Raises:
+            NanDetected: as `step`.
+        """
+        if self._index < self.step_count:
+            self._begin()
+            if len(self._under_way) <= self.ahead_count:
+                return None
+        return self._wait()
 
     def use_dtype(self, dtype: torch.dtype) -> None:
         """Goes on in another arithmetic, to which the UNet has been switched."""
@@ -161,12 +202,47 @@ class Denoising:
             given.guided,
         )
         self._latents, self._guidance_scale = self._latents.to(dtype), self._guidance_scale.to(dtype)
+        self._kept.clear()
+
+    def _begin(self) -> None:
+        """Tells the device to do a step."""
+        timestep, before = self._scheduler.timesteps[self._index], self._scheduler._step_index
+        try:
+            result = self._scheduler.step(self._noise(timestep), timestep, self._latents)
+            after = result.prev_sample
+            # What is no number in the noise is none in the latents either.
+            finite = torch.isfinite(after).all().to("cpu", non_blocking=True)
+            clean = result.pred_original_sample[0, after.shape[1] // 2]
+            shown = clean.float().to("cpu", non_blocking=True)
+            over = torch.cuda.Event() if self._on_gpu else None
+        except BaseException:
+            self._scheduler._step_index = before
+            raise
+        if over is not None:
+            over.record()
+        self._under_way.append(_UnderWay(self._latents, self._index, finite, shown, over))
+        self._latents = after
+        self._index += 1
+
+    def _wait(self) -> torch.Tensor:
+        """Waits for the first step under way."""
+        first = self._under_way[0]
+        if first.over is not None:
+            first.over.synchronize()
+        if bool(first.finite):
+            return self._under_way.pop(0).shown
+        self._scheduler._step_index -= len(self._under_way)
+        self._under_way.clear()
+        dtype = self._latents.dtype
+        self._latents, self._index = first.latents, first.index
+        raise _not_finite(dtype, f"denoising step {first.index + 1}")
 
     def _noise(self, timestep: torch.Tensor) -> torch.Tensor:
         """The noise in the latents as the UNet sees it, both halves of guidance joined."""
-        given = self._conditioning
-        if not given.guided:
+        if not self._conditioning.guided:
             return self._predict(self._latents, timestep, slice(None))
+        if PARTIAL_GUIDANCE.ended(self._trades, self._index, self.step_count):
+            return self._predict(self._latents, timestep, slice(1, 2))
         if self.split_guidance:
             without = self._predict(self._latents, timestep, slice(0, 1))
             with_picture = self._predict(self._latents, timestep, slice(1, 2))
@@ -178,12 +254,15 @@ class Denoising:
     def _predict(self, latents: torch.Tensor, timestep: torch.Tensor, halves: slice) -> torch.Tensor:
         given = self._conditioning
         scaled = self._scheduler.scale_model_input(latents, timestep)
+        keeps_deep = REUSE_FEATURES.name in self._trades
         noise: torch.Tensor = self._unet(
             torch.cat([scaled, given.image_latents[halves]], dim=2),
             timestep,
             encoder_hidden_states=given.image_embeddings[halves],
             added_time_ids=given.added_time_ids[halves],
             return_dict=False,
+            kept=self._kept.setdefault(str(halves), Kept(keeps_deep=keeps_deep)),
+            reuse_deep=REUSE_FEATURES.reuses(self._trades, self._index, self.step_count),
         )[0]
         return noise
 
@@ -225,17 +304,18 @@ def to_rgb(pixels: torch.Tensor) -> NDArray[np.uint8]:
 
 
 def check_finite(tensor: torch.Tensor, where: str) -> None:
-    """Raises NanDetected unless all elements are finite; a NaN would become a black film.
-
-    It waits for the device, which the loops here want: a step is over when it is over on the device.
-    """
+    """Raises NanDetected unless all elements are finite; a NaN would become a black film. Waits for the device."""
     if not bool(torch.isfinite(tensor).all()):
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        raise NanDetected(
-            f"the model gave values that are not numbers in {where}, in {dtype}; start the server with precision bf16 "
-            "or fp32, or check the model's weights",
-            metadata={"dtype": dtype, "where": where},
-        )
+        raise _not_finite(tensor.dtype, where)
+
+
+def _not_finite(arithmetic: torch.dtype, where: str) -> NanDetected:
+    dtype = str(arithmetic).removeprefix("torch.")
+    return NanDetected(
+        f"the model gave values that are not numbers in {where}, in {dtype}; start the server with precision bf16 "
+        "or fp32, or check the model's weights",
+        metadata={"dtype": dtype, "where": where},
+    )
 
 
 @contextmanager

@@ -117,8 +117,9 @@ def test_blocks_are_streamed_in_the_order_in_which_they_run(model: VideoModel, r
     assert outside < 0.15 * sum(each.numel() for each in model.svd.unet.parameters())
 
 
-def test_streamed_weights_are_in_the_ring_alone(model: VideoModel, run: Any) -> None:
-    run(**SAVER)
+def test_streamed_weights_are_in_the_ring_alone(model: VideoModel) -> None:
+    model.layout.arrange(Levers(**SAVER))
+    model.layout.use(UNET)
     blocks = unet_blocks(model.svd.unet)
     places = {next(block.parameters()).untyped_storage().data_ptr() for block in blocks}
     assert len(places) == 3
