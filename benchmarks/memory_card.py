@@ -50,6 +50,7 @@ from halfreel_video.clip import ClipRequest
 from halfreel_video.folder import KEYFRAME, SVD, ModelFolder
 from halfreel_video.keyframe import KeyframeDefaults
 from halfreel_video.layout import Layout
+from halfreel_video.lean_unet import LeanUnet
 from halfreel_video.levers import Levers
 from halfreel_video.loading import weight_figures
 from halfreel_video.model import ClipDefaults, VideoModel

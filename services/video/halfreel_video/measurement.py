@@ -81,11 +81,12 @@ class Measurement:
         model, generator = self._model, torch.Generator("cpu").manual_seed(clip.seed)
         with self._phase(UNET) as taken:
             denoising = Denoising(model.svd, conditioning, clip, generator)
-            for _ in range(denoising.step_count):
+            began_at = time.monotonic()
+            while denoising.done_count < denoising.step_count:
                 model.layout.use(UNET)
-                began_at = time.monotonic()
-                denoising.step()
-                taken.piece_s.append(time.monotonic() - began_at)
+                if denoising.advance() is not None:
+                    taken.piece_s.append(time.monotonic() - began_at)
+                    began_at = time.monotonic()
         return denoising.latents, taken
 
     def decode(self, latents: torch.Tensor, levers: Levers) -> tuple[list[Any], Taken]:
