@@ -146,6 +146,8 @@ class Sleeper:
             if known is error:
                 raise
             raise known from error
+        if self._memory.device.kind == "cpu":  # the heap keeps what was freed; collecting takes longer than a GPU sleeps
+            self._memory.clear()
         self._set_state(gpu_pb2.MODEL_STATE_ASLEEP)
         moved = Moved(max(0, before - self._memory.held()), time.monotonic() - began_at)
         if self._turn is not None:
