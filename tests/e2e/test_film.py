@@ -123,16 +123,13 @@ def test_memory_status_never_waits_for_a_generation(stack) -> None:
         for event in call:
             if event.WhichOneof("event") == "step":
                 break
-        rounds = []
-        for _ in range(3):  # the quietest counts: what else the machine does is not the server's
-            took = []
-            for _ in range(200):
-                began = time.perf_counter()
-                video.MemoryStatus(video_pb2.MemoryStatusRequest(), timeout=5)
-                took.append(time.perf_counter() - began)
-            rounds.append((sorted(took)[197], statistics.median(took)))
+        took = []
+        for _ in range(200):
+            began = time.perf_counter()
+            video.MemoryStatus(video_pb2.MemoryStatusRequest(), timeout=5)
+            took.append(time.perf_counter() - began)
         call.cancel()
-    p99, median = min(rounds)
+    p99, median = sorted(took)[197], statistics.median(took)
     print(json.dumps({"median_ms": median * 1e3, "p99_ms": p99 * 1e3}))
     assert median < 0.005
     assert p99 < 0.020

@@ -42,6 +42,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     from halfreel_runtime.memory_limit import MemoryLimit
     from halfreel_runtime.memory_service import WATCH_METHODS, MemoryService
     from halfreel_runtime.metrics import ServerMetrics
+    from halfreel_runtime.priority import give_way
     from halfreel_runtime.server import Server
     from halfreel_runtime.sleeper import Sleeper
     from halfreel_runtime.suggestions import MemoryLimits
@@ -73,6 +74,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     video = VideoService(engine, memory, settings, instruments, sleeper)
 
     def prepare() -> None:
+        give_way(device)
         with memory.phase("load"):
             model = load_model(settings, device, limit.allocator_bytes(memory.report()))
         video.model_loaded(model)
