@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from halfreel_client.display.amounts import bytes_text
 from halfreel_client.display.printable import printable
-from halfreel_client.memory import DeviceKind, DeviceMemory, ServerMemory
+from halfreel_client.memory import DeviceKind, DeviceMemory, MemoryReport, ModelState, ServerMemory
 
 
 def memory_lines(servers: Sequence[ServerMemory]) -> Table:
@@ -25,19 +26,33 @@ def memory_lines(servers: Sequence[ServerMemory]) -> Table:
                 Text(device_text(device), style="dim"),
                 Text(_held(device)),
                 Text(f"peak {bytes_text(device.process_peak.reserved_bytes)}", style="magenta"),
-                Text(device.current_phase, style="cyan"),
+                Text(device.current_phase or _asleep(server.report.model_state), style="cyan"),
             )
     return table
 
 
-def memory_table(servers: Sequence[ServerMemory]) -> Table:
-    """Every figure of every device of every server."""
+def memory_table(servers: Sequence[ServerMemory]) -> RenderableType:
+    """Every figure of every device of every server; below them what would help, and levers that are not as asked."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("server", no_wrap=True)
     table.add_column("device")
-    for name in ("in use", "allocated", "reserved", "context", "request peak", "peak", "budget"):
+    table.add_column("model", no_wrap=True)
+    names = (
+        "in use",
+        "others",
+        "allocated",
+        "reserved",
+        "context",
+        "request peak",
+        "60 s peak",
+        "peak",
+        "budget",
+        "left",
+    )
+    for name in names:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("phase")
+    notes: list[Text] = []
     for server in servers:
         name = f"{server.kind} {server.address}"
         if server.report is None:
@@ -47,16 +62,28 @@ def memory_table(servers: Sequence[ServerMemory]) -> Table:
             table.add_row(
                 name,
                 device_text(device),
+                state_text(server.report),
                 _device_use(device, server),
+                bytes_text(device.other_processes_bytes) if device.device_used_bytes else "-",
                 bytes_text(device.allocated_bytes),
                 bytes_text(device.reserved_bytes),
                 bytes_text(device.context_bytes),
                 bytes_text(device.request_peak.reserved_bytes),
+                bytes_text(device.recent_peak.reserved_bytes),
                 bytes_text(device.process_peak.reserved_bytes),
                 bytes_text(device.budget_bytes) if device.budget_bytes else "-",
+                bytes_text(device.headroom_bytes) if device.device_used_bytes or device.budget_bytes else "-",
                 Text(device.current_phase or "idle", style="cyan" if device.current_phase else "dim"),
             )
-    return table
+        notes += _notes(name, server.report)
+    return Group(table, Text(), *notes) if notes else table
+
+
+def state_text(report: MemoryReport) -> Text:
+    """Where the model's weights are."""
+    state = report.model_state
+    style = {ModelState.AWAKE: "green", ModelState.ASLEEP: "dim", ModelState.WAKE_FAILED: "red"}.get(state, "yellow")
+    return Text(state.replace("_", " "), style=style)
 
 
 def device_text(device: DeviceMemory) -> str:
@@ -64,6 +91,23 @@ def device_text(device: DeviceMemory) -> str:
     if device.device_kind is DeviceKind.CUDA:
         return printable(f"{device.device_name} {device.gpu_uuid[:12]}")
     return printable(f"{device.gpu_uuid} {device.device_name}")
+
+
+def _asleep(state: ModelState) -> str:
+    """What is worth a word of an idle server: that its model is not where requests need it."""
+    return "" if state is ModelState.AWAKE else state.replace("_", " ")
+
+
+def _notes(name: str, report: MemoryReport) -> list[Text]:
+    helps = [
+        Text.assemble(f"{name}: ", (printable(f"{each.text} [{each.code}]"), "yellow")) for each in report.suggestions
+    ]
+    levers = [
+        Text.assemble(f"{name}: ", (printable(f"{each.lever} is {each.value}: {each.reason}"), "dim"))
+        for each in report.levers
+        if each.reason
+    ]
+    return [*helps, *levers]
 
 
 def _held(device: DeviceMemory) -> str:
