@@ -6,6 +6,7 @@ import os
 import sys
 from typing import NoReturn
 
+from halfreel_llm.kernel_cache import keep_kernels
 from halfreel_llm.settings import SERVICE, LlmSettings
 from halfreel_runtime.logs import configure_logs
 from halfreel_runtime.server import Server
@@ -27,6 +28,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     # Threads that wait for each other sleep instead of spinning, which would take the cores from the other servers.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+    keep_kernels(os.environ)
 
     from transformers.utils import logging as transformers_logging
 

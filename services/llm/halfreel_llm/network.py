@@ -71,7 +71,7 @@ class Layer(nn.Module):
     key_norm: Tensor | None
     attention_norm: Tensor
 
-    def __init__(self, layer: nn.Module, window: int | None) -> None:
+    def __init__(self, layer: nn.Module, window: int | None, device: torch.device, *, int8: bool) -> None:
         """Takes the weights out of a layer of a model class, and the window that all its layers share."""
         super().__init__()
         attention, mlp = layer.self_attn, layer.mlp
@@ -86,6 +86,10 @@ class Layer(nn.Module):
         self.down = join(mlp.down_proj)
         # Qwen's layers have windows of their own; Mistral's share one; the others have none.
         self.window: int | None = attention.sliding_window if hasattr(attention, "sliding_window") else window
+        self.to(device)
+        if int8:
+            for weight in (self.query_key_value, self.output, self.gate_up, self.down):
+                weight.quantise()
 
 
 class Network(nn.Module):
@@ -96,22 +100,35 @@ class Network(nn.Module):
     cosines: Tensor
     sines: Tensor
 
-    def __init__(self, model: PreTrainedModel, context_token_count: int) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        context_token_count: int,
+        *,
+        device: torch.device | None = None,
+        int8: bool = False,
+    ) -> None:
         """Takes the weights out of a loaded model, which can't be used any more: each is kept once.
 
         Args:
             model: Of a class on the allowlist.
             context_token_count: Positions run below this.
+            device: Where the weights go, matrix by matrix; where they are, if left out.
+            int8: Keep the matrices in 8 bits, so that no more than one of them is ever there in the model's arithmetic.
         """
         super().__init__()
         config, inner = model.config, model.model
         attention, mlp = inner.layers[0].self_attn, inner.layers[0].mlp
-        self.device, self.dtype = model.device, model.dtype
-        self.register_buffer("embedding", inner.embed_tokens.weight.data)
+        self.device, self.dtype = device or model.device, model.dtype
+        self.register_buffer("embedding", inner.embed_tokens.weight.data.to(self.device))
         self.parameter_count = sum(parameter.numel() for parameter in model.parameters())
-        self.layers = nn.ModuleList(Layer(layer, getattr(config, "sliding_window", None)) for layer in inner.layers)
-        self.register_buffer("final_norm", inner.norm.weight.data)
-        self.head = Weight(model.lm_head.weight.data, None)
+        shared_window = getattr(config, "sliding_window", None)
+        self.layers = nn.ModuleList(Layer(layer, shared_window, self.device, int8=int8) for layer in inner.layers)
+        self.register_buffer("final_norm", inner.norm.weight.data.to(self.device))
+        tied = model.lm_head.weight.data_ptr() == inner.embed_tokens.weight.data_ptr()
+        self.head = Weight(self.embedding if tied else model.lm_head.weight.data.to(self.device), None)
+        if int8:
+            self.head.quantise()
         self._activation = mlp.activation_fn if hasattr(mlp, "activation_fn") else mlp.act_fn
         self.scaling: float = attention.scaling
         self.silu = config.hidden_act in ("silu", "swish")
@@ -204,6 +221,7 @@ class Network(nn.Module):
 
 def _rotary_table(rotary: nn.Module, context_token_count: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the cosines and sines of every position, [context, rotary size / 2], in the arithmetic of `like`."""
+    rotary.to(like.device)
     with torch.no_grad():
         cosines, sines = rotary(like, torch.arange(context_token_count, device=like.device)[None])
         half = cosines.shape[-1] // 2  # the classes repeat each number for the second half of a head

@@ -14,8 +14,11 @@ _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def choose_dtype(precision: Precision, *, on_gpu: bool) -> torch.dtype:
-    """Returns the dtype for a precision; `auto` is FP16 on a GPU and FP32 on a CPU, where FP16 is slower."""
-    if precision == "auto":
+    """Returns the arithmetic for a precision; `auto` is FP16 on a GPU and FP32 on a CPU, where FP16 is slower.
+
+    So is that of "int8", whose weights alone are kept in 8 bits.
+    """
+    if precision in ("auto", "int8"):
         return torch.float16 if on_gpu else torch.float32
     return _DTYPES[precision]
 

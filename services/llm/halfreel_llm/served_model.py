@@ -48,8 +48,10 @@ def load_served_model(settings: LlmSettings, device: Device, memory: MemoryMonit
     tokenizer = open_tokenizer(checkpoint)
     dtype = choose_dtype(settings.precision, on_gpu=device.kind == "cuda")
     with memory.phase("load"):
-        model = load_model(checkpoint, device=torch.device(device.torch_name), dtype=dtype)
-        network = Network(model, context)
+        target, int8 = torch.device(device.torch_name), settings.precision == "int8"
+        # Weights in 8 bits are made one after another out of the file's pages, so that both never lie on the device.
+        model = load_model(checkpoint, device=torch.device("cpu") if int8 else target, dtype=dtype)
+        network = Network(model, context, device=target, int8=int8)
         del model  # its weights are the network's now
     text_model = TextModel(
         network, tokenizer, memory, slot_count=settings.slot_count or _SLOT_COUNT, context_token_count=context

@@ -10,7 +10,7 @@ from halfreel_runtime.settings import ModelServerSettings
 
 SERVICE = "llm"
 
-Precision = Literal["auto", "fp32", "fp16", "bf16"]
+Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
 
 
 class LlmSettings(ModelServerSettings):
@@ -22,7 +22,8 @@ class LlmSettings(ModelServerSettings):
     )
     model: str = Field("pocket", description="Chat model: pocket, a local folder, or a hub id in the local cache.")
     precision: Precision = Field(
-        "auto", description="Arithmetic of the model; auto is fp16 on a GPU and fp32 on a CPU."
+        "auto",
+        description="Arithmetic of the model; auto is fp16 on a GPU and fp32 on a CPU; int8: auto with 8-bit weights.",
     )
     context_token_count: int = Field(
         0, ge=0, le=2**20, description="Tokens that prompt and reply may have together; 0 takes all the model can."

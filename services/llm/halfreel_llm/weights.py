@@ -6,12 +6,16 @@ may name; here a folder can give numbers and nothing else.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from halfreel_llm.checkpoint import Checkpoint, CheckpointError
+from halfreel_llm.device_reader import read_tensors
 
 _NAMED_AT_MOST = 3  # names shown in an error
 
@@ -44,10 +48,9 @@ def load_model(checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dty
     tensors: dict[str, Tensor] = {}
     for file in checkpoint.weight_files:
         try:
-            with safe_open(file, framework="pt", device=str(device)) as opened:
-                for name in opened.keys():  # noqa: SIM118 - not a dict
-                    tensors.update(_read_tensor(checkpoint, name, opened.get_tensor(name), dtype, wanted))
-        except (SafetensorError, OSError) as error:
+            for name, tensor in _read_file(file, device):
+                tensors.update(_read_tensor(checkpoint, name, tensor, dtype, wanted))
+        except (SafetensorError, OSError, ValueError) as error:
             raise CheckpointError(f"model {checkpoint.model_id}: {file.name} is damaged: {error}") from None
     missing = sorted(wanted.keys() - tensors.keys())
     if missing:
@@ -58,6 +61,15 @@ def load_model(checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dty
     model.tie_weights()
     _recompute_rotary(model, device)
     return model.eval().requires_grad_(False)
+
+
+def _read_file(file: Path, device: torch.device) -> Iterator[tuple[str, Tensor]]:
+    with safe_open(file, framework="pt", device="cpu") as opened:  # checks the header, whoever reads on
+        if device.type == "cuda":
+            yield from read_tensors(file, device)
+            return
+        for name in opened.keys():  # noqa: SIM118 - not a dict
+            yield name, opened.get_tensor(name)
 
 
 def _read_tensor(
