@@ -141,9 +141,9 @@ def build(device: Device, dtype: torch.dtype, *, tiny: bool) -> VideoModel:
         for part in pipeline.components.values():
             if isinstance(part, torch.nn.Module):
                 part.to(where, torch.float32 if tiny else dtype).eval().requires_grad_(False)
-    folders = [
-        ModelFolder(ROOT, name, "", family, {}, {}) for name, family in (("svd-xt", SVD), ("sd-turbo", KEYFRAME))
-    ]
+    LeanUnet(svd.unet)
+    families = {"svd-xt": SVD, "sd-turbo": KEYFRAME}
+    folders = [ModelFolder(ROOT, name, "", family, {}, {}) for name, family in families.items()]
     layout = Layout(svd, keyframe, where, next(svd.unet.parameters()).dtype)
     keyframe_defaults = KeyframeDefaults(128, 128, 1, 0.0) if tiny else KeyframeDefaults(512, 512, 1, 0.0)
     defaults = ClipDefaults.of(folders[0], 25)

@@ -70,6 +70,7 @@ def calibrate(
     context_bytes: Callable[[], int],
     told: Callable[[Sample], None] = lambda _: None,
     shapes: Sequence[tuple[float, float, float]] = SHAPES,
+    ways: Sequence[tuple[int, str]] = WAYS,
 ) -> Coefficients:
     """Runs every phase at several shapes, and fits the lines.
 
@@ -78,13 +79,14 @@ def calibrate(
         context_bytes: what the driver keeps for the process beside the allocator, asked at the end.
         told: hears of every sample.
         shapes: width, height and frames in parts of the model's own.
+        ways: parts that feed-forward layers are run in and the attention backend; the first must be (1, "sdpa").
 
     Raises:
         torch.OutOfMemoryError: not even the smallest shapes have room; larger ones are left out.
     """
-    samples = _samples(model, told, shapes)
+    samples = _samples(model, told, shapes, ways)
     lines = {name: fit([each for each in samples if each.line == name]) for name in {each.line for each in samples}}
-    keys = [lever_key(*way) for way in WAYS]
+    keys = [lever_key(*way) for way in ways]
     decoded = [each for each in samples if each.line == "decode"]
     return Coefficients(
         card=model.device.name,
@@ -108,7 +110,7 @@ def fit(samples: Sequence[Sample]) -> Line:
     """The line that is nearest to all samples by the share of the whole that it misses, and below none by much."""
     units = np.array([each.unit_bytes for each in samples], float)
     beside = np.array([each.bytes_beside for each in samples], float)
-    whole = beside + np.array([each.weight_bytes for each in samples], float)
+    whole = np.maximum(1.0, beside + np.array([each.weight_bytes for each in samples], float))
     design = np.stack([np.ones_like(units), units], axis=1) / whole[:, None]
     base, slope = np.linalg.lstsq(design, beside / whole, rcond=None)[0]
     if base < 0 or len(set(units)) == 1:  # no phase gives memory back
@@ -158,7 +160,10 @@ def _timed_copy(model: VideoModel) -> float:
 
 
 def _samples(
-    model: VideoModel, told: Callable[[Sample], None], shapes: Sequence[tuple[float, float, float]]
+    model: VideoModel,
+    told: Callable[[Sample], None],
+    shapes: Sequence[tuple[float, float, float]],
+    ways: Sequence[tuple[int, str]],
 ) -> list[Sample]:
     """Every sample that has room."""
     defaults, samples = model.defaults, []
@@ -169,7 +174,7 @@ def _samples(
     for width, height, frames in sorted(sizes, key=lambda size: size[0] * size[1] * size[2]):
         clip = _clip(model, width, height, frames)
         try:
-            for sample in (*_other_samples(model, clip), *_denoise_samples(model, clip)):
+            for sample in (*_other_samples(model, clip), *_denoise_samples(model, clip, ways)):
                 samples.append(sample)
                 told(sample)
         except torch.OutOfMemoryError:
@@ -182,9 +187,9 @@ def _samples(
     return samples
 
 
-def _denoise_samples(model: VideoModel, clip: ClipRequest) -> list[Sample]:
+def _denoise_samples(model: VideoModel, clip: ClipRequest, ways: Sequence[tuple[int, str]]) -> list[Sample]:
     measurement, samples = Measurement(model), []
-    for count, backend in WAYS:
+    for count, backend in ways:
         for split in (False, True):
             levers = Levers(
                 attention_backend=backend, split_guidance=split, feed_forward_chunk_count=count, offload_idle_parts=True

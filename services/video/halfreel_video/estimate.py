@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from halfreel_runtime.plan import Phase
 from halfreel_video.architecture import Architecture
 from halfreel_video.coefficients import Coefficients, Line, StepSpeed, lever_key
-from halfreel_video.levers import SDPA, SLICED, XFORMERS, Levers
+from halfreel_video.levers import SDPA, SLICED, Levers
 
 LATENT_PX = 8  # pixels of a latent cell's side
 _IMAGE_SIDE = 224 * 224 * 3
@@ -134,12 +134,14 @@ class Estimate:
 
     def _ways(self, levers: Levers) -> tuple[Line, StepSpeed]:
         """The lines of the levers' way to compute: those measured with as many parts, or with the next fewer."""
-        backend = SLICED if levers.attention_backend == SLICED else SDPA
-        assert levers.attention_backend in (SDPA, SLICED, XFORMERS)
-        known = [int(key.split("/")[1]) for key in self.coefficients.denoise if key.split("/")[0] == backend]
-        count = max(each for each in known if each <= levers.feed_forward_chunk_count)
-        key = lever_key(count, backend)
-        return self.coefficients.denoise[key], self.coefficients.step[key]
+        sliced = levers.attention_backend == SLICED
+        for count in range(levers.feed_forward_chunk_count, 0, -1):
+            # While feed-forward layers decide the peak, slices of the attention save nothing, and are not measured.
+            for backend in (SLICED, SDPA) if sliced else (SDPA,):
+                key = lever_key(count, backend)
+                if key in self.coefficients.denoise:
+                    return self.coefficients.denoise[key], self.coefficients.step[key]
+        raise KeyError(lever_key(1, SDPA))
 
     def _moved_s(self, levers: Levers, count: int) -> float:
         """Seconds of bringing a part to the device, where that is needed."""
