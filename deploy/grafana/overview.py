@@ -125,7 +125,7 @@ OVERVIEW = Board(
                     "1 for the state that each model is in: loading, awake, asleep or on its way.",
                     "short",
                     one(
-                        f"max by (service, instance, state) (halfreel_model_state{{{SERVICE}}} {OF_MODEL})",
+                        f"max by (service, instance, state) (halfreel_model_state{{{SERVICE}}} == 1 {OF_MODEL})",
                         "{{service}} {{instance}} {{state}}",
                     ),
                 ),
