@@ -24,7 +24,8 @@ from diffusers.models.transformers.transformer_temporal import TransformerSpatio
 class Kept:
     """What one clip's steps have in common, for one arithmetic and one choice of guidance halves.
 
-    `values` by what they are of; `deep` is what the deep blocks gave at the last step that ran them, where it is wanted.
+    `values` by what they are of; `deep` is what the deep blocks gave at the last step that ran them, where that is
+    wanted.
     """
 
     def __init__(self, *, keeps_deep: bool = False) -> None:

@@ -79,6 +79,7 @@ class GenerateRequest(_message.Message):
     PROFILE_FIELD_NUMBER: _builtins.int
     LEVERS_FIELD_NUMBER: _builtins.int
     ALLOW_CHEAPER_FIELD_NUMBER: _builtins.int
+    TRADES_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Chosen by the client, for logs; at most 128 visible ASCII characters. Default: made by the server."""
     prompt: _builtins.str
@@ -123,6 +124,13 @@ class GenerateRequest(_message.Message):
         the plan's own choice. A request whose levers do not fit is refused.
         """
 
+    @_builtins.property
+    def trades(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What of the clip's quality is given for time, each at most once: "partial_guidance" (guidance in the first half of
+        the steps alone) and "reuse_features" (the deep blocks of the UNet run at every other step). Default: nothing. A
+        text-to-video model has "partial_guidance" alone.
+        """
+
     def __init__(
         self,
         *,
@@ -142,10 +150,11 @@ class GenerateRequest(_message.Message):
         profile: _gpu_pb2.MemoryProfile.ValueType = ...,
         levers: Global___GenerateResponse.Levers | None = ...,
         allow_cheaper: _builtins.bool = ...,
+        trades: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_decode_chunk_frame_count", b"_decode_chunk_frame_count", "_fps", b"_fps", "_frame_count", b"_frame_count", "_guidance_scale", b"_guidance_scale", "_height_px", b"_height_px", "_motion_bucket", b"_motion_bucket", "_seed", b"_seed", "_step_count", b"_step_count", "_width_px", b"_width_px", "decode_chunk_frame_count", b"decode_chunk_frame_count", "fps", b"fps", "frame_count", b"frame_count", "guidance_scale", b"guidance_scale", "height_px", b"height_px", "levers", b"levers", "motion_bucket", b"motion_bucket", "seed", b"seed", "step_count", b"step_count", "width_px", b"width_px"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decode_chunk_frame_count", b"_decode_chunk_frame_count", "_fps", b"_fps", "_frame_count", b"_frame_count", "_guidance_scale", b"_guidance_scale", "_height_px", b"_height_px", "_motion_bucket", b"_motion_bucket", "_seed", b"_seed", "_step_count", b"_step_count", "_width_px", b"_width_px", "allow_cheaper", b"allow_cheaper", "decode_chunk_frame_count", b"decode_chunk_frame_count", "fps", b"fps", "frame_count", b"frame_count", "guidance_scale", b"guidance_scale", "height_px", b"height_px", "image", b"image", "levers", b"levers", "motion_bucket", b"motion_bucket", "preview", b"preview", "profile", b"profile", "prompt", b"prompt", "request_id", b"request_id", "seed", b"seed", "step_count", b"step_count", "width_px", b"width_px"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decode_chunk_frame_count", b"_decode_chunk_frame_count", "_fps", b"_fps", "_frame_count", b"_frame_count", "_guidance_scale", b"_guidance_scale", "_height_px", b"_height_px", "_motion_bucket", b"_motion_bucket", "_seed", b"_seed", "_step_count", b"_step_count", "_width_px", b"_width_px", "allow_cheaper", b"allow_cheaper", "decode_chunk_frame_count", b"decode_chunk_frame_count", "fps", b"fps", "frame_count", b"frame_count", "guidance_scale", b"guidance_scale", "height_px", b"height_px", "image", b"image", "levers", b"levers", "motion_bucket", b"motion_bucket", "preview", b"preview", "profile", b"profile", "prompt", b"prompt", "request_id", b"request_id", "seed", b"seed", "step_count", b"step_count", "trades", b"trades", "width_px", b"width_px"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__decode_chunk_frame_count: _TypeAlias = _typing.Literal["decode_chunk_frame_count"]  # noqa: Y015
     _WhichOneofArgType__decode_chunk_frame_count: _TypeAlias = _typing.Literal["_decode_chunk_frame_count", b"_decode_chunk_frame_count"]  # noqa: Y015
