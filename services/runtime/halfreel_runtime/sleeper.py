@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from halfreel.gpu.v1 import gpu_pb2
 from halfreel_runtime.errors import Cancelled, FatalError, OutOfMemory, WakeFailed
 from halfreel_runtime.failures import engine_error, release_frames
+from halfreel_runtime.instruments import Instruments
 from halfreel_runtime.memory import MemoryMonitor
 from halfreel_runtime.server_settings import ModelServerSettings
 from halfreel_runtime.sleeping_model import SleepingModel
@@ -49,6 +50,7 @@ class Sleeper:
         idle_sleep_s: a model that nobody asked for so long goes to sleep; 0 for never.
         clear_before: gives cached memory back before a request.
         clear_after: gives cached memory back after a request.
+        instruments: count how long moving the weights took, and waiting for the turn; None for nobody.
     """
 
     def __init__(
@@ -59,12 +61,14 @@ class Sleeper:
         idle_sleep_s: float = 0.0,
         clear_before: bool = False,
         clear_after: bool = False,
+        instruments: Instruments | None = None,
     ) -> None:
         self._memory = memory
         self._turn = turn
         self._idle_sleep_s = idle_sleep_s
         self._clear_before = clear_before
         self._clear_after = clear_after
+        self._instruments = instruments
         self._model: SleepingModel | None = None
         self._used_at = time.monotonic()
         self._tried_at = 0.0
@@ -75,7 +79,15 @@ class Sleeper:
         memory.add_suggester(self._suggest)
 
     @classmethod
-    def of(cls, settings: ModelServerSettings, memory: MemoryMonitor, *, service: str, capacity_bytes: int) -> Sleeper:
+    def of(
+        cls,
+        settings: ModelServerSettings,
+        memory: MemoryMonitor,
+        *,
+        service: str,
+        capacity_bytes: int,
+        instruments: Instruments | None = None,
+    ) -> Sleeper:
         """The sleeper that the settings mean.
 
         Args:
@@ -83,6 +95,7 @@ class Sleeper:
             memory: of the device.
             service: what this server is, for others on the device.
             capacity_bytes: what all servers on the device may take together.
+            instruments: count sleep, wake and turns; None for nobody.
 
         Raises:
             FailedPrecondition: turns_dir can't be used.
@@ -93,6 +106,7 @@ class Sleeper:
             idle_sleep_s=settings.idle_sleep_s,
             clear_before=settings.clear_memory_before,
             clear_after=settings.clear_memory_after,
+            instruments=instruments,
         )
 
     # What anybody may ask.
@@ -150,6 +164,8 @@ class Sleeper:
             self._memory.clear()
         self._set_state(gpu_pb2.MODEL_STATE_ASLEEP)
         moved = Moved(max(0, before - self._memory.held()), time.monotonic() - began_at)
+        if self._instruments is not None:
+            self._instruments.slept(moved.seconds)
         if self._turn is not None:
             self._turn.release()
         figures = {"freed_bytes": moved.freed_bytes, "weight_bytes": model.weight_bytes}
@@ -189,6 +205,8 @@ class Sleeper:
         self._set_state(gpu_pb2.MODEL_STATE_AWAKE)
         self.last_wake_s = time.monotonic() - began_at
         self.woken_count += 1
+        if self._instruments is not None:
+            self._instruments.woke(self.last_wake_s)
         _logger.info("model_awake", extra={"seconds": round(self.last_wake_s, 3), "weight_bytes": model.weight_bytes})
 
     # The gate.
@@ -215,8 +233,11 @@ class Sleeper:
             self._tell()
             if self._turn.held and not self._turn.good:
                 self._sleep_if_possible()
+            began_at = time.monotonic()
             if not self._turn.acquire(wanted):
                 raise Cancelled("The call was cancelled.")
+            if self._instruments is not None:
+                self._instruments.turn_waited(time.monotonic() - began_at)
             self._look_at_strangers()
         self.wake()
         if self._clear_before:

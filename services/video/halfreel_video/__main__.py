@@ -62,8 +62,13 @@ def main(argv: list[str] | None = None) -> NoReturn:
     warn = MemoryLimits(settings.warn_threshold_ratio, limit.min_free_bytes)
     memory = MemoryMonitor(device, budget_bytes=limit.budget_bytes, limits=warn)
     with clear_errors():
-        sleeper = Sleeper.of(settings, memory, service=SERVICE, capacity_bytes=limit.total_bytes - limit.min_free_bytes)
-    instruments = Instruments(SERVICE, rungs=RUNGS)
+        sleeper = Sleeper.of(
+            settings,
+            memory,
+            service=SERVICE,
+            capacity_bytes=limit.total_bytes - limit.min_free_bytes,
+            instruments=instruments,
+        )
     engine: Engine[Event] = Engine(
         name="video",
         max_waiting_count=settings.max_waiting_request_count,
