@@ -61,6 +61,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     limit.enforce()
     warn = MemoryLimits(settings.warn_threshold_ratio, limit.min_free_bytes)
     memory = MemoryMonitor(device, budget_bytes=limit.budget_bytes, limits=warn)
+    instruments = Instruments(SERVICE, rungs=RUNGS)
     with clear_errors():
         sleeper = Sleeper.of(
             settings,
