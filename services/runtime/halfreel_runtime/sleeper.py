@@ -125,9 +125,16 @@ class Sleeper:
         """The other servers on the device that can be asked to sleep, by wanting their turn."""
         return self._turn.neighbours() if self._turn is not None else []
 
-    def expect(self, needed_bytes: int) -> None:
-        """A request will take so much of the device, allocator and context together; counts from the next job on."""
+    def expect(self, needed_bytes: int, *, alone: bool = False) -> None:
+        """A request will take so much of the device, allocator and context together; counts from the next job on.
+
+        Args:
+            needed_bytes: at most.
+            alone: whether its plan fits only while the neighbours sleep.
+        """
         self._expected_bytes = max(self._expected_bytes, needed_bytes)
+        if alone and self._turn is not None:
+            self._turn.crowded = True
 
     # The life of the model.
 
@@ -160,7 +167,9 @@ class Sleeper:
             if known is error:
                 raise
             raise known from error
-        if self._memory.device.kind == "cpu":  # the heap keeps what was freed; collecting takes longer than a GPU sleeps
+        if (
+            self._memory.device.kind == "cpu"
+        ):  # its heap keeps what was freed; on a GPU this would take longest of all
             self._memory.clear()
         self._set_state(gpu_pb2.MODEL_STATE_ASLEEP)
         moved = Moved(max(0, before - self._memory.held()), time.monotonic() - began_at)
@@ -328,6 +337,7 @@ class Sleeper:
         if self._turn is not None and self._turn.undisturbed:
             others = self._memory.report().devices[0].other_processes_bytes
             self._turn.strangers_bytes = max(0, others - sum(each.context_bytes for each in self._turn.neighbours()))
+            self._turn.crowded = False
 
     def _set_state(self, state: gpu_pb2.ModelState.ValueType) -> None:
         self._memory.model_state = state

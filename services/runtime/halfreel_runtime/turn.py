@@ -90,6 +90,8 @@ class DeviceTurn:
         self._told = Neighbour(service, 0, 0)
         # What processes hold that take no turns; it is nobody's to give.
         self.strangers_bytes = 0
+        # Whether there was too little room beside the others, whatever the figures say.
+        self.crowded = False
         self._name = f"{os.getpid()}{os.urandom(4).hex()}"
         self._entry = LockedFile(self._folder, f"server-{self._name}")
         self._tell()
@@ -225,7 +227,8 @@ class DeviceTurn:
             return True
         others = [each.needs_bytes for each in self.neighbours()]
         needs = [*others, self._told.needs_bytes]
-        return bool(others) and (0 in needs or sum(needs) > self._capacity_bytes - self.strangers_bytes)
+        too_many = 0 in needs or sum(needs) > self._capacity_bytes - self.strangers_bytes
+        return bool(others) and (too_many or self.crowded)
 
     def _mode_needed(self) -> int:
         return fcntl.LOCK_EX if self._alone() else fcntl.LOCK_SH

@@ -8,7 +8,7 @@ from __future__ import annotations
 from halfreel.video.v1 import video_pb2
 from halfreel_runtime.memory import MemoryMonitor
 from halfreel_runtime.memory_limit import MemoryLimit
-from halfreel_runtime.plan import PlanRefused, Profile, Room
+from halfreel_runtime.plan import PlanRefused, Profile, Room, Verdict
 from halfreel_runtime.sleeper import Sleeper
 from halfreel_video.coefficients import load
 from halfreel_video.estimate import Estimate
@@ -71,12 +71,16 @@ class Admission:
         wish = self.wish(request)
         choice, variants = self._planner.choose(wish, self.room(), self.context_bytes)
         if choice.plan.fits:
-            self._sleeper.expect(choice.plan.needed_bytes)
+            self._expect(choice)
             return choice, False
         if variants and request.allow_cheaper:
-            self._sleeper.expect(variants[0].plan.needed_bytes)
+            self._expect(variants[0])
             return variants[0], True
         raise _refusal(choice, variants)
+
+    def _expect(self, choice: Choice) -> None:
+        alone = choice.plan.verdict is Verdict.FITS_ALONE
+        self._sleeper.expect(choice.plan.needed_bytes, alone=alone)
 
     def plan(self, request: video_pb2.PlanMemoryRequest) -> tuple[Choice, list[Choice]]:
         """Plans a checked request on this card as it is, or on an imagined one that nobody else uses."""
