@@ -193,6 +193,44 @@ def test_get_model_tells_limits_and_defaults_that_hold(stub: Any) -> None:
     assert "max_output_token_count is 1025; it must be between 1 and 1024" in error.message
 
 
+def test_a_plan_tells_what_requests_would_take(stub: Any) -> None:
+    small = stub.PlanMemory(llm_pb2.PlanMemoryRequest(prompt_token_count=10, max_output_token_count=20))
+    large = stub.PlanMemory(
+        llm_pb2.PlanMemoryRequest(prompt_token_count=500, max_output_token_count=500, concurrent_request_count=8)
+    )
+    model = stub.GetModel(llm_pb2.GetModelRequest())
+    assert (model.slot_count, model.weight_precision) == (8, "float32")
+    assert model.kv_cache_bytes_per_token == 2 * 2 * 2 * 16 * 4  # keys and values, layers, key heads, size, FP32
+    assert [phase.phase for phase in small.plan.phases] == ["prefill", "decode"]
+    assert small.plan.verdict == large.plan.verdict == gpu_pb2.PLAN_VERDICT_FITS
+    assert small.fitting_request_count == large.fitting_request_count == 8
+    more = large.plan.phases[1].resident_bytes - small.plan.phases[1].resident_bytes
+    assert more == (8 * 1000 - 30) * model.kv_cache_bytes_per_token
+    held = stub.MemoryStatus(llm_pb2.MemoryStatusRequest()).report.devices[0].allocated_bytes
+    assert 0.5 * held < small.plan.peak_reserved_bytes < 2 * held
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"prompt_token_count": -1}, "prompt_token_count"),
+        ({"prompt_token_count": 1025}, "prompt_token_count"),
+        ({"max_output_token_count": 0}, "max_output_token_count"),
+        ({"concurrent_request_count": 9}, "concurrent_request_count"),
+        ({"concurrent_request_count": 0}, "concurrent_request_count"),
+    ],
+)
+def test_a_plan_of_what_can_not_be_is_refused(stub: Any, fields: dict[str, int], named: str) -> None:
+    error = refused(lambda: stub.PlanMemory(llm_pb2.PlanMemoryRequest(**fields)))  # type: ignore[arg-type]
+    assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
+    assert [violation.field for violation in error.violations] == [named]
+
+
+def test_a_plan_longer_than_the_context_is_refused(stub: Any) -> None:
+    wanted = llm_pb2.PlanMemoryRequest(prompt_token_count=1000, max_output_token_count=25)
+    assert refused(lambda: stub.PlanMemory(wanted)).reason == "PROMPT_TOO_LONG"
+
+
 def message(content: str = "hi", role: int = llm_pb2.ROLE_USER) -> llm_pb2.Message:
     return llm_pb2.Message(role=role, content=content)  # type: ignore[arg-type]
 

@@ -61,6 +61,7 @@ def make_server(settings: LlmSettings) -> Server:
     from halfreel_runtime.memory_limit import MemoryLimit
     from halfreel_runtime.memory_service import WATCH_METHODS, MemoryService
     from halfreel_runtime.metrics import ServerMetrics
+    from halfreel_runtime.plan import Profile
 
     # A core is left to the event loop, so that health and memory are answered while the model computes.
     torch.set_num_threads(settings.thread_count or max(1, (os.cpu_count() or 1) - 1))
@@ -75,7 +76,7 @@ def make_server(settings: LlmSettings) -> Server:
         stall_s=settings.stall_s,
         observer=instruments,
     )
-    service = LlmService(engine, memory, instruments)
+    service = LlmService(engine, memory, instruments, Profile(settings.memory_profile))
     server = Server(settings, service=SERVICE, metrics=ServerMetrics(SERVICE, engine, memory, instruments))
     server.add(llm_pb2_grpc.add_LlmServiceServicer_to_server, service, "halfreel.llm.v1.LlmService", engine)
     server.add(
@@ -85,7 +86,7 @@ def make_server(settings: LlmSettings) -> Server:
         engine,
         watch_methods=WATCH_METHODS,
     )
-    engine.start(lambda: service.model_loaded(load_served_model(settings, device, memory)))
+    engine.start(lambda: service.model_loaded(load_served_model(settings, device, memory, limit)))
     return server
 
 

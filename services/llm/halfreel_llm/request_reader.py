@@ -13,6 +13,7 @@ from halfreel.llm.v1 import llm_pb2
 from halfreel_llm import limits
 from halfreel_llm.defaults import Defaults
 from halfreel_llm.messages import Message, Role
+from halfreel_llm.planning import Lengths
 from halfreel_llm.reply import TextRequest
 from halfreel_llm.sampling import SamplingSettings
 from halfreel_llm.schema import SchemaCompiler
@@ -70,6 +71,25 @@ class RequestReader:
             stop=tuple(message.stop),
             matcher=matcher,
         )
+
+    def read_plan(self, message: llm_pb2.PlanMemoryRequest, slot_count: int) -> Lengths:
+        """Checks what a plan is asked of.
+
+        Raises:
+            InvalidArgument: A field is out of its limits (INVALID_FIELD).
+        """
+        context = self._context_token_count
+        output = self._defaults.max_output_tokens
+        if message.HasField("max_output_token_count"):
+            output = message.max_output_token_count
+        count = message.concurrent_request_count if message.HasField("concurrent_request_count") else 1
+        checks = Checks()
+        checks.between("prompt_token_count", message.prompt_token_count, 0, context, "tokens")
+        checks.between("max_output_token_count", output, 1, context, "tokens")
+        checks.between("concurrent_request_count", count, 1, slot_count, "requests")
+        checks.done()
+        self._check_room(message.prompt_token_count, output)
+        return Lengths(message.prompt_token_count, output, count)
 
     def _check(self, message: llm_pb2.GenerateRequest) -> None:
         checks = Checks()

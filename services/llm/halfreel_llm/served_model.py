@@ -12,7 +12,9 @@ import torch
 from halfreel_llm.checkpoint import Checkpoint, CheckpointError, find_checkpoint
 from halfreel_llm.defaults import Defaults
 from halfreel_llm.generation import TextModel
+from halfreel_llm.kv_cache import bytes_per_token
 from halfreel_llm.network import Network
+from halfreel_llm.planning import Planner
 from halfreel_llm.precision import choose_dtype
 from halfreel_llm.request_reader import RequestReader
 from halfreel_llm.schema import SchemaCompiler
@@ -21,9 +23,12 @@ from halfreel_llm.tokenizer import open_tokenizer
 from halfreel_llm.weights import load_model
 from halfreel_runtime.device import Device
 from halfreel_runtime.memory import MemoryMonitor
+from halfreel_runtime.memory_limit import MemoryLimit
 
 # Eight replies at once share a step for little more than one takes; each further slot is memory that others could use.
 _SLOT_COUNT = 8
+# Left to the tensors of a step, the graphs and the libraries' workspaces, when slots are made of what is free.
+_WORKSPACE_BYTES = 2**30
 
 
 @dataclass(frozen=True)
@@ -35,9 +40,10 @@ class ServedModel:
     reader: RequestReader
     defaults: Defaults
     context_token_count: int
+    planner: Planner
 
 
-def load_served_model(settings: LlmSettings, device: Device, memory: MemoryMonitor) -> ServedModel:
+def load_served_model(settings: LlmSettings, device: Device, memory: MemoryMonitor, limit: MemoryLimit) -> ServedModel:
     """Loads and warms the model; its phase is "load".
 
     Raises:
@@ -53,15 +59,32 @@ def load_served_model(settings: LlmSettings, device: Device, memory: MemoryMonit
         model = load_model(checkpoint, device=torch.device("cpu") if int8 else target, dtype=dtype)
         network = Network(model, context, device=target, int8=int8)
         del model  # its weights are the network's now
-    text_model = TextModel(
-        network, tokenizer, memory, slot_count=settings.slot_count or _SLOT_COUNT, context_token_count=context
-    )
+    slots = settings.slot_count or _fitting_slots(network, context, memory, limit)
+    text_model = TextModel(network, tokenizer, memory, slot_count=slots, context_token_count=context)
     text_model.warm_up()
     memory.clear()  # what the warm-up's cache held
     defaults = Defaults.of(checkpoint.generation_defaults, context)
     schemas = SchemaCompiler(tokenizer.grammar_tokenizer(checkpoint.config.vocab_size), tokenizer.reply_leads)
     reader = RequestReader(tokenizer, schemas, context_token_count=context, defaults=defaults)
-    return ServedModel(checkpoint, text_model, reader, defaults, context)
+    planner = Planner(
+        shape=network.shape,
+        number_bytes=network.dtype.itemsize,
+        intermediate_size=checkpoint.config.intermediate_size,
+        warm_bytes=memory.report().devices[0].reserved_bytes,
+        cache_bytes_per_token=text_model.cache_bytes_per_token,
+        cache_is_warm=device.kind == "cuda",
+        slot_count=slots,
+        piece_tokens=text_model.runner.piece_tokens(alone=True),
+        limit=limit,
+    )
+    return ServedModel(checkpoint, text_model, reader, defaults, context, planner)
+
+
+def _fitting_slots(network: Network, context: int, memory: MemoryMonitor, limit: MemoryLimit) -> int:
+    """Returns as many slots as there is room for beside the weights, within reason."""
+    report = memory.report()
+    left = limit.allocator_bytes(report) - report.devices[0].reserved_bytes - _WORKSPACE_BYTES
+    return max(1, min(_SLOT_COUNT, left // (context * bytes_per_token(network.shape, network.dtype))))
 
 
 def _context_token_count(settings: LlmSettings, checkpoint: Checkpoint) -> int:

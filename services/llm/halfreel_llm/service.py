@@ -19,6 +19,7 @@ from halfreel_llm.served_model import ServedModel
 from halfreel_runtime.errors import Internal
 from halfreel_runtime.instruments import Instruments
 from halfreel_runtime.memory import MemoryMonitor
+from halfreel_runtime.plan import Profile
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -26,8 +27,12 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class LlmService(llm_pb2_grpc.LlmServiceServicer):
     """Serves one language model, once `model_loaded` has been called."""
 
-    def __init__(self, engine: BatchEngine, memory: MemoryMonitor, instruments: Instruments) -> None:
-        """Takes the engine that will own the model, the memory it is watched by, and who counts its replies."""
+    def __init__(self, engine: BatchEngine, memory: MemoryMonitor, instruments: Instruments, profile: Profile) -> None:
+        """Takes the engine that will own the model, the memory it is watched by, and who counts its replies.
+
+        `profile` is that of plans which name none.
+        """
+        self._profile = profile
         self._engine = engine
         self._memory = memory
         self._instruments = instruments
@@ -53,6 +58,13 @@ class LlmService(llm_pb2_grpc.LlmServiceServicer):
                     if isinstance(event, Finished):
                         count_reply(self._instruments, wanted, event, accepted_s)
                     yield response(event, wanted, model, accepted_s)
+
+    async def PlanMemory(self, request: llm_pb2.PlanMemoryRequest, context: Context) -> llm_pb2.PlanMemoryResponse:
+        """Tells what memory requests would take, without asking the engine."""
+        model = self._serving()
+        lengths, profile = model.reader.read_plan(request, model.text_model.slot_count), self._profile
+        plan, fitting = model.planner.plan(lengths, Profile.of(request.profile, profile), self._memory.report())
+        return llm_pb2.PlanMemoryResponse(plan=plan.message(), fitting_request_count=fitting)
 
     async def MemoryStatus(
         self, request: llm_pb2.MemoryStatusRequest, context: Context

@@ -1,0 +1,100 @@
+"""The memory that replies will take, before they are written.
+
+Weights, slots, graphs and workspaces are there once the model is warm, and are measured then; what a step needs on top
+follows from the network's sizes. Knows no request but its lengths.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from halfreel.gpu.v1 import gpu_pb2
+from halfreel_llm.network import Shape
+from halfreel_runtime.memory_limit import CONTEXT_BYTES, MemoryLimit
+from halfreel_runtime.plan import Phase, Plan, Profile
+
+# Rows of a step are kept so many times over at once: before and after a norm, and what is added to them.
+_HIDDEN_COPIES = 4
+# What the allocator can't hand out again between two tensors of a step, at most.
+_ROUNDING_BYTES = 2 * 2**20
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """What is asked of the memory."""
+
+    prompt_tokens: int
+    output_tokens: int
+    request_count: int
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Plans for one model on its device.
+
+    Attributes:
+        shape: of its network.
+        number_bytes: of one number of its arithmetic.
+        intermediate_size: the width of its feed-forward layers.
+        warm_bytes: what the process held once the model was warm, nobody asking.
+        cache_bytes_per_token: what one token takes in the cache.
+        cache_is_warm: whether the whole cache is in `warm_bytes`, as on a GPU; a CPU takes its pages as they are used.
+        slot_count: replies that can be written at once.
+        piece_tokens: tokens of a prompt that are read at once.
+        limit: what the server may take of its device.
+    """
+
+    shape: Shape
+    number_bytes: int
+    intermediate_size: int
+    warm_bytes: int
+    cache_bytes_per_token: int
+    cache_is_warm: bool
+    slot_count: int
+    piece_tokens: int
+    limit: MemoryLimit
+
+    def plan(self, lengths: Lengths, profile: Profile, report: gpu_pb2.MemoryReport) -> tuple[Plan, int]:
+        """Plans requests of one size that run at once.
+
+        Args:
+            lengths: Of each, and how many.
+            profile: What the plan says it follows; a language model has one way to run.
+            report: The memory as it is.
+
+        Returns:
+            The plan, and how many such requests could run at once.
+        """
+        device = report.devices[0]
+        context_bytes = 0 if self.limit.device.kind == "cpu" else (device.context_bytes or CONTEXT_BYTES)
+        each = 0
+        if not self.cache_is_warm:
+            each = (lengths.prompt_tokens + lengths.output_tokens) * self.cache_bytes_per_token
+        resident = self.warm_bytes + each * lengths.request_count
+        rows = {
+            "prefill": min(max(1, lengths.prompt_tokens), self.piece_tokens),
+            "decode": lengths.request_count,
+        }
+        phases = []
+        for name, count in rows.items():
+            activation = self._step_bytes(count, 1 if name == "prefill" else count)
+            phases.append(Phase(name, resident, activation, resident + activation))
+        plan = Plan(
+            profile=profile,
+            phases=tuple(phases),
+            context_bytes=context_bytes,
+            room=self.limit.room(device.other_processes_bytes),
+            coefficients="calibrated",
+        )
+        left = plan.room.available_bytes - context_bytes - self.warm_bytes - phases[0].activation_bytes
+        fitting = self.slot_count if left >= 0 else 0
+        if each:
+            fitting = min(fitting, max(0, left) // each)
+        return plan, fitting
+
+    def _step_bytes(self, rows: int, picked: int) -> int:
+        """Bytes of a step's own tensors: the widest layer's, and the logits of the rows that pick a token."""
+        shape = self.shape
+        heads = (2 * shape.head_count + 2 * shape.key_head_count) * shape.head_size
+        layer = rows * (_HIDDEN_COPIES * shape.hidden_size + max(heads, 3 * self.intermediate_size))
+        return (layer + 2 * picked * shape.vocabulary_size) * self.number_bytes + _ROUNDING_BYTES
