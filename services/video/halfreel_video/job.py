@@ -26,6 +26,7 @@ from halfreel_runtime.memory import MemoryMonitor
 from halfreel_runtime.tracing import span
 from halfreel_video.clip import ClipRequest, segment_frame_counts
 from halfreel_video.events import ClipDone, Event, Preview, Stage, StageStarted, StepDone
+from halfreel_video.frame_writer import FrameWriter
 from halfreel_video.keyframe import draw_keyframe
 from halfreel_video.ladder import Ladder
 from halfreel_video.layout import IMAGE_ENCODER, KEYFRAME, UNET, VAE
@@ -132,18 +133,13 @@ class ClipJob:
             yield self._started(Stage.KEYFRAME, 0)
             with self._stage(Stage.KEYFRAME, KEYFRAME):
                 picture = self._persistent(self._keyframe, self._ladder.offload)
-        with Mp4Writer(
-            width_px=clip.width_px, height_px=clip.height_px, fps=clip.fps, frame_count=clip.frame_count
-        ) as writer:
+        mp4 = Mp4Writer(width_px=clip.width_px, height_px=clip.height_px, fps=clip.fps, frame_count=clip.frame_count)
+        with FrameWriter(mp4) as writer:
             for index, frame_count in enumerate(self._segments):
                 latents = yield from self._denoise(picture, index, frame_count, generator, token)
-                frames = yield from self._decode(latents, index, token)
+                picture = Image.fromarray((yield from self._decode(latents, index, writer, token)))
+                # What is left of it: frames are encoded while those that follow are decoded.
                 yield self._started(Stage.MUX, index)
-                with self._stage(Stage.MUX):
-                    # A later part's first frame is the picture it started from, which is there already.
-                    for frame in frames[1 if index else 0 :]:
-                        writer.add(frame)
-                    picture = Image.fromarray(frames[-1])
             with self._stage(Stage.MUX):
                 return writer.finish()
 
@@ -211,13 +207,16 @@ class ClipJob:
         return self._finite(denoising.advance, UNET, denoising.use_dtype)
 
     def _decode(
-        self, latents: torch.Tensor, index: int, token: CancelToken
+        self, latents: torch.Tensor, index: int, writer: FrameWriter, token: CancelToken
     ) -> Generator[Event, None, NDArray[np.uint8]]:
-        """Decodes one part's latents, stopping between chunks when nobody waits any more."""
+        """Decodes one part's latents to the writer, stopping between chunks when nobody waits any more.
+
+        Returns:
+            The last frame.
+        """
         yield self._started(Stage.DECODE, index)
         svd, ladder, done = self._model.svd, self._ladder, 0
         with self._stage(Stage.DECODE, VAE):
-            chunks = []
             try:
                 while done < latents.shape[1]:
 
@@ -226,12 +225,16 @@ class ClipJob:
                         self._layout.use(VAE)
                         return self._finite(lambda: decode_chunk(svd, chunk), VAE)
 
-                    chunks.append(self._persistent(decode_next, ladder.lower_decode))
-                    done += len(chunks[-1])
+                    chunk = self._persistent(decode_next, ladder.lower_decode)
+                    # A later part's first frame is the picture it started from, which is there already.
+                    for frame in chunk[1 if index and not done else 0 :]:
+                        writer.add(frame)
+                    done += len(chunk)
                     token.raise_if_cancelled()
             finally:
                 self._layout.restore()
-            return np.concatenate(chunks)
+            last: NDArray[np.uint8] = chunk[-1]
+            return last
 
     def _persistent(self, work: Callable[[], T], give_up_something: Callable[[], bool]) -> T:
         """Does a piece of work again, a rung down, for as long as memory runs out and there is something to give up."""
