@@ -48,7 +48,7 @@ import make_svd_xt
 from halfreel_video.architecture import Architecture
 from halfreel_video.clip import ClipRequest
 from halfreel_video.folder import KEYFRAME, SVD, ModelFolder
-from halfreel_video.keyframe import KeyframeDefaults
+from halfreel_video.keyframe_defaults import KeyframeDefaults
 from halfreel_video.layout import Layout
 from halfreel_video.lean_unet import LeanUnet
 from halfreel_video.levers import Levers

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from halfreel_video.keyframe import KeyframeDefaults
+from halfreel_video.keyframe_defaults import KeyframeDefaults
 
 SLOT_COUNT = 3  # of streamed weights: one in use, two under way, for small blocks take longer to copy than to run
 

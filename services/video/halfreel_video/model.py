@@ -15,7 +15,8 @@ from halfreel_video.clip import ClipRequest
 from halfreel_video.coefficients import shipped, shipped_architecture
 from halfreel_video.estimate import Estimate
 from halfreel_video.folder import KEYFRAME, SVD, ModelFolder, open_folder, refused
-from halfreel_video.keyframe import KeyframeDefaults, draw_keyframe
+from halfreel_video.keyframe import draw_keyframe
+from halfreel_video.keyframe_defaults import KeyframeDefaults
 from halfreel_video.layout import IMAGE_ENCODER, UNET, VAE, Layout
 from halfreel_video.layout import KEYFRAME as KEYFRAME_PART
 from halfreel_video.levers import Levers

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from halfreel_runtime.errors import Internal
-from halfreel_video.keyframe import KeyframeDefaults, draw_keyframe
+from halfreel_video.keyframe import draw_keyframe
+from halfreel_video.keyframe_defaults import KeyframeDefaults
 from halfreel_video.svd import Denoising, decode, encode, upcast
 
 
