@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 
+from halfreel.gpu.v1 import gpu_pb2
 from halfreel.llm.v1 import llm_pb2, llm_pb2_grpc
 from halfreel_llm.batch_engine import BatchEngine
 from halfreel_llm.counting import count_reply, failures_counted
@@ -43,6 +44,13 @@ class LlmService(llm_pb2_grpc.LlmServiceServicer):
         self._engine.use(model.text_model.batch)
         self._model = model
         text_model = model.text_model
+        levers = {
+            "profile": self._profile.value,
+            "precision": dtype_name(text_model.dtype),
+            "weight_precision": text_model.network.weight_precision,
+            "slot_count": str(text_model.slot_count),
+        }
+        self._memory.set_levers([gpu_pb2.LeverStatus(lever=name, value=value) for name, value in levers.items()])
         self._instruments.model(model.checkpoint.model_id, dtype_name(text_model.dtype), str(text_model.device))
 
     async def Generate(
