@@ -15,7 +15,7 @@ from tiny_video import svd_pipeline
 
 from halfreel_runtime.errors import FailedPrecondition, NotFound
 from halfreel_video.folder import KEYFRAME, SVD, open_folder
-from halfreel_video.keyframe import KeyframeDefaults
+from halfreel_video.keyframe_defaults import KeyframeDefaults
 from halfreel_video.loading import dtype_for, load_keyframe, load_svd, weight_figures
 
 CPU = torch.device("cpu")

@@ -9,12 +9,14 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from halfreel_client.command.calibrate import calibrate_command
 from halfreel_client.command.certs import certs_command
 from halfreel_client.command.doctor import doctor_command
 from halfreel_client.command.exits import EXIT_CODES_TEXT, telling_errors
 from halfreel_client.command.films import cancel_command, delete_command, films_command, watch_command
 from halfreel_client.command.make import make_command
 from halfreel_client.command.options import CaFile, CertificateFile, KeyFile, TokenFile
+from halfreel_client.command.plan import plan_command
 from halfreel_client.command.pull import MODELS_TEXT, pull_command
 from halfreel_client.command.sheet import sheet_command
 from halfreel_client.command.status import status_command
@@ -77,6 +79,8 @@ for _name, _command in (
     ("sheet", sheet_command),
     ("status", status_command),
     ("doctor", doctor_command),
+    ("plan", plan_command),
+    ("calibrate", calibrate_command),
     ("certs", certs_command),
 ):
     app.command(_name, epilog=EXIT_CODES_TEXT)(_command)
