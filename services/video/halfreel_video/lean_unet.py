@@ -34,6 +34,12 @@ class Kept:
         self.deep: torch.Tensor | None = None
 
 
+def make_lean(unet: Any) -> None:
+    """Makes a UNetSpatioTemporalConditionModel lean; one that is so already stays as it is."""
+    if not isinstance(getattr(unet, "lean", None), LeanUnet):
+        unet.lean = LeanUnet(unet)
+
+
 class LeanUnet:
     """Takes over the forward of a UNetSpatioTemporalConditionModel and of its parts."""
 

@@ -27,7 +27,7 @@ from diffusers import (
 from transformers import CLIPImageProcessorPil, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from halfreel_video.folder import ModelFolder
-from halfreel_video.lean_unet import LeanUnet
+from halfreel_video.lean_unet import make_lean
 
 # The PIL image processor and not the torchvision one: the same pictures on every machine, and no torchvision.
 _CLASSES: dict[str, Any] = {
@@ -64,7 +64,7 @@ def dtype_for(precision: str, device_kind: str) -> torch.dtype:
 def load_svd(folder: ModelFolder, dtype: torch.dtype, device: torch.device) -> StableVideoDiffusionPipeline:
     """Loads the image-to-video pipeline; its UNet does no work whose result is known before a step."""
     pipeline = StableVideoDiffusionPipeline(**_load_parts(folder, dtype))
-    LeanUnet(pipeline.unet)
+    make_lean(pipeline.unet)
     return _on_device(pipeline, device)
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 from halfreel_runtime.errors import Internal
 from halfreel_video.clip import ClipRequest
-from halfreel_video.lean_unet import Kept
+from halfreel_video.lean_unet import Kept, make_lean
 from halfreel_video.trades import PARTIAL_GUIDANCE, REUSE_FEATURES
 
 NOISE_AUGMENTATION = 0.02  # noise on the first picture; diffusers' default, which SVD was trained around
@@ -114,11 +114,12 @@ class Denoising:
         """Draws the noise.
 
         Args:
-            pipeline: the StableVideoDiffusionPipeline; its UNet is a lean one.
+            pipeline: the StableVideoDiffusionPipeline; its UNet is made lean.
             conditioning: what `encode` gave.
             clip: the request; its step count, guidance scale, levers and trades are used.
             generator: the one that `encode` drew from; the order of the draws decides the clip.
         """
+        make_lean(pipeline.unet)
         self._unet = pipeline.unet
         self._conditioning = conditioning
         self._scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)

@@ -10,7 +10,7 @@ import torch
 from tiny_video import svd_pipeline
 from torch.utils.flop_counter import FlopCounterMode
 
-from halfreel_video.lean_unet import Kept, LeanUnet
+from halfreel_video.lean_unet import Kept, make_lean
 from halfreel_video.svd import Denoising, NanDetected, encode
 
 
@@ -19,7 +19,8 @@ def pair() -> tuple[Any, Any]:
     """diffusers' own UNet, and a lean one of the same weights."""
     unet = svd_pipeline(3).unet
     lean = copy.deepcopy(unet)
-    LeanUnet(lean)
+    make_lean(lean)
+    make_lean(lean)  # a second time changes nothing
     return unet, lean
 
 
@@ -116,7 +117,7 @@ def test_deep_features_are_reused_only_where_there_are_some(pair: tuple[Any, Any
 
 def test_another_unet_is_not_taken_over(keyframe: Any) -> None:
     with pytest.raises(TypeError, match="UNet2DConditionModel"):
-        LeanUnet(keyframe.unet)
+        make_lean(keyframe.unet)
 
 
 def denoise(svd: Any, picture: Any, clip: Any, ahead_count: int) -> tuple[torch.Tensor, list[int]]:
