@@ -55,6 +55,7 @@ def make_server(settings: LlmSettings) -> Server:
     from halfreel_llm.counting import RUNGS
     from halfreel_llm.served_model import load_served_model
     from halfreel_llm.service import LlmService
+    from halfreel_llm.sleeping import sleeping_model
     from halfreel_runtime.device import find_device
     from halfreel_runtime.instruments import Instruments
     from halfreel_runtime.memory import MemoryMonitor
@@ -62,31 +63,48 @@ def make_server(settings: LlmSettings) -> Server:
     from halfreel_runtime.memory_service import WATCH_METHODS, MemoryService
     from halfreel_runtime.metrics import ServerMetrics
     from halfreel_runtime.plan import Profile
+    from halfreel_runtime.sleeper import Sleeper
+    from halfreel_runtime.suggestions import MemoryLimits
 
     # A core is left to the event loop, so that health and memory are answered while the model computes.
     torch.set_num_threads(settings.thread_count or max(1, (os.cpu_count() or 1) - 1))
     device = find_device(settings.device)
     limit = MemoryLimit.of(settings, device)
     limit.enforce()
-    memory = MemoryMonitor(device, budget_bytes=limit.budget_bytes)
+    warn = MemoryLimits(settings.warn_threshold_ratio, limit.min_free_bytes)
+    memory = MemoryMonitor(device, budget_bytes=limit.budget_bytes, limits=warn)
     instruments = Instruments(SERVICE, rungs=RUNGS)
+    sleeper = Sleeper.of(
+        settings,
+        memory,
+        service=SERVICE,
+        capacity_bytes=limit.total_bytes - limit.min_free_bytes,
+        instruments=instruments,
+    )
     engine = BatchEngine(
         name="llm",
         max_waiting_count=settings.max_waiting_request_count,
         stall_s=settings.stall_s,
         observer=instruments,
+        gate=sleeper,
     )
     service = LlmService(engine, memory, instruments, Profile(settings.memory_profile))
+
+    def prepare() -> None:
+        model = load_served_model(settings, device, memory, limit)
+        service.model_loaded(model)
+        sleeper.model_loaded(sleeping_model(model.text_model))
+
     server = Server(settings, service=SERVICE, metrics=ServerMetrics(SERVICE, engine, memory, instruments))
     server.add(llm_pb2_grpc.add_LlmServiceServicer_to_server, service, "halfreel.llm.v1.LlmService", engine)
     server.add(
         gpu_pb2_grpc.add_MemoryServiceServicer_to_server,
-        MemoryService(memory, engine),
+        MemoryService(memory, engine, sleeper),
         "halfreel.gpu.v1.MemoryService",
         engine,
         watch_methods=WATCH_METHODS,
     )
-    engine.start(lambda: service.model_loaded(load_served_model(settings, device, memory, limit)))
+    engine.start(prepare)
     return server
 
 

@@ -97,6 +97,11 @@ class Batch:
         """Replies that are written now."""
         return len(self._places)
 
+    def forget(self) -> None:
+        """Nothing that slots hold can be reused any more; call it between two sessions."""
+        for slot in range(self._runner.slot_count):
+            self._prefixes.forget(slot)
+
     @contextlib.contextmanager
     def session(self, name: str) -> Iterator[None]:
         """Around a time in which replies are written; the peaks that they report are those of this time."""

@@ -21,6 +21,7 @@ from halfreel_runtime.engine import Engine, Observer, Queued
 from halfreel_runtime.errors import EngineDead, FatalError, QueueFull
 from halfreel_runtime.events import EventBuffer
 from halfreel_runtime.failures import engine_error, release_frames
+from halfreel_runtime.gate import Gate
 from halfreel_runtime.job import EngineState, Job
 
 Event = TextDelta | Finished
@@ -61,13 +62,19 @@ class BatchEngine(Engine[Event]):
         name: of the thread, for logs.
         max_waiting_count: requests that may wait while all slots are taken.
         stall_s: a batch without a step for so long is hung.
-        observer: as `Engine` has it.
+        observer, gate: as `Engine` has them.
     """
 
     def __init__(
-        self, *, name: str, max_waiting_count: int, stall_s: float = 60.0, observer: Observer | None = None
+        self,
+        *,
+        name: str,
+        max_waiting_count: int,
+        stall_s: float = 60.0,
+        observer: Observer | None = None,
+        gate: Gate | None = None,
     ) -> None:
-        super().__init__(name=name, max_waiting_count=max_waiting_count, stall_s=stall_s, observer=observer)
+        super().__init__(name=name, max_waiting_count=max_waiting_count, stall_s=stall_s, observer=observer, gate=gate)
         self._batch: Batch | None = None
 
     def use(self, batch: Batch) -> None:
@@ -154,19 +161,33 @@ class BatchEngine(Engine[Event]):
         """Runs the next job alone, or replies until none is left."""
         with self._condition:
             while not self._waiting:
-                if self._closed:
+                if self._closed or self._state is EngineState.DEAD:
                     return False
-                self._condition.wait()
+                self._wait_for_job()
             job = self._waiting[0]
             if not isinstance(job, ReplyJob):
                 self._waiting.popleft()
                 self._running.append(job)
                 self._started_at = time.monotonic()
         if isinstance(job, ReplyJob):
-            self._write_replies()
+            if (refused := self._enter_gate()) is None:
+                self._write_replies()
+            else:
+                self._refuse_waiting(refused)
+            self._leave_gate()
         else:
             self._run_alone(job)
         return True
+
+    def _refuse_waiting(self, error: BaseException) -> None:
+        """Tells all who wait that the model could not be woken; each may ask again."""
+        with self._condition:
+            refused = [job for job in self._waiting if isinstance(job, ReplyJob)]
+            for job in refused:
+                self._waiting.remove(job)
+            self._changed()
+        for job in refused:
+            job.events.end(error)
 
     def _write_replies(self) -> None:
         """Steps the batch until nobody waits for it; the watchdog wants a sign of progress of every step."""
@@ -198,7 +219,9 @@ class BatchEngine(Engine[Event]):
         """Gives free slots to whoever waits; returns whether there is anything to write."""
         admitted: list[ReplyJob] = []
         with self._condition:
-            while len(self._running) < batch.slot_count and (job := self._next_reply()) is not None:
+            # Where it is another server's turn on the device, the running replies are written to their end.
+            free = 0 if self._gate.yielding() else batch.slot_count - len(self._running)
+            while len(admitted) < free and (job := self._next_reply()) is not None:
                 self._running.append(job)
                 admitted.append(job)
         for job in admitted:

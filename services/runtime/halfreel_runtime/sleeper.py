@@ -167,9 +167,7 @@ class Sleeper:
             if known is error:
                 raise
             raise known from error
-        if (
-            self._memory.device.kind == "cpu"
-        ):  # its heap keeps what was freed; on a GPU this would take longest of all
+        if self._memory.device.kind == "cpu":  # its heap keeps what was freed; on a GPU this would take longest of all
             self._memory.clear()
         self._set_state(gpu_pb2.MODEL_STATE_ASLEEP)
         moved = Moved(max(0, before - self._memory.held()), time.monotonic() - began_at)
@@ -248,6 +246,7 @@ class Sleeper:
             if self._instruments is not None:
                 self._instruments.turn_waited(time.monotonic() - began_at)
             self._look_at_strangers()
+            self._looked_at, self._yielding = time.monotonic(), False
         self.wake()
         if self._clear_before:
             self._memory.clear()
