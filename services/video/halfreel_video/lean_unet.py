@@ -37,7 +37,7 @@ class Kept:
 def make_lean(unet: Any) -> None:
     """Makes a UNetSpatioTemporalConditionModel lean; one that is so already stays as it is."""
     if not isinstance(getattr(unet, "lean", None), LeanUnet):
-        unet.lean = LeanUnet(unet)
+        LeanUnet(unet)
 
 
 class LeanUnet:
@@ -61,6 +61,7 @@ class LeanUnet:
                 self._take_over_cross_attention(module)
         # The object's own attribute, like those of the parts: torch calls it, with its hooks around it.
         unet.forward = self._forward
+        unet.lean = self
 
     def _once(self, key: Any, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
         value = self._kept.values.get(key)
