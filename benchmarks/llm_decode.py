@@ -11,17 +11,14 @@ import argparse
 import dataclasses
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
+from llm_bench import card, result_of, write_result
 
 PROMPT_TOKENS = 512
 STEPS = 96
@@ -316,24 +313,9 @@ def main() -> None:
             ran = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False, env=os.environ)
             lines = [line for line in ran.stdout.splitlines() if line.startswith("{")]
             tell(**{f"peer_transformers_{name}": json.loads(lines[-1]) if lines else ran.stderr[-300:]})
-    card = torch.cuda.get_device_name().split()[-1].lower() if device.type == "cuda" else "cpu"
-    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    result = {
-        "command": " ".join(["python", *sys.argv]),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "card": card,
-        "commit": head.stdout.strip(),
-        "versions": {
-            "python": platform.python_version(),
-            **{each: version(each) for each in ("torch", "transformers")},
-        },
-        "figures": {name: round(value, 4) if isinstance(value, float) else value for name, value in figures.items()},
-    }
-    line = json.dumps(result)
+    line = result_of(figures, where=card(), libraries=("torch", "transformers"))
     if read.write:
-        path = Path(__file__).parent / "results" / f"llm_decode{'-int8' if read.int8 else ''}-{card}.json"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(line + "\n", encoding="utf-8")
+        write_result(line, "llm_decode-int8" if read.int8 else "llm_decode", card())
     print(line)
 
 

@@ -78,8 +78,8 @@ def shards(config: dict[str, int]) -> Iterator[dict[str, tuple[int, ...]]]:
     }
 
 
-def write(folder: Path, config: dict[str, int], device: torch.device) -> None:
-    """Writes config, tokenizer, shards and index."""
+def write(folder: Path, config: dict[str, int], device: torch.device, *, endless: bool = False) -> None:
+    """Writes config, tokenizer, shards and index; the replies of an endless model are as long as they may be."""
     folder.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator(device).manual_seed(0)
     weight_map = {}
@@ -89,11 +89,23 @@ def write(folder: Path, config: dict[str, int], device: torch.device) -> None:
         for tensor, shape in shapes.items():
             drawn = 0.02 * torch.randn(shape, dtype=torch.float16, device=device, generator=generator)
             tensors[tensor] = (drawn + 1 if "layernorm" in tensor else drawn).cpu()
+            if endless:
+                _never_end(tensor, tensors[tensor])
         save_file(tensors, folder / name, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(tensors, name)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "tokenizer.model").write_bytes(tiny_llm.train_pieces())
+
+
+def _never_end(name: str, values: torch.Tensor) -> None:
+    """Makes one number of every token's state a constant, and the tokens that end a reply unlikely for it."""
+    if name.endswith("word_embeddings.weight"):
+        values[:, 0] = 1.0
+    elif name.endswith(("dense.weight", "dense_4h_to_h.weight")):
+        values[0] = 0.0
+    elif name.endswith("output_layer.weight"):
+        values[[2, *range(tiny_llm.PIECE_COUNT, tiny_llm.PIECE_COUNT + 9)], 0] = -3000.0
 
 
 def main() -> None:
@@ -102,10 +114,11 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--tiny", action="store_true", help="the same layout with 5 small layers")
     parser.add_argument("--device", default="cuda:0" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--endless", action="store_true", help="replies never end by themselves, for benchmarks")
     flags = parser.parse_args()
     small = {"num_layers": 5, "padded_vocab_size": 1024, "hidden_size": 64, "ffn_hidden_size": 128}
     small |= {"kv_channels": 16, "num_attention_heads": 4, "seq_length": 512}
-    write(flags.folder, PUBLISHED | (small if flags.tiny else {}), torch.device(flags.device))
+    write(flags.folder, PUBLISHED | (small if flags.tiny else {}), torch.device(flags.device), endless=flags.endless)
 
 
 if __name__ == "__main__":
