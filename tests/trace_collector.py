@@ -33,6 +33,19 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
         self._lock = threading.Lock()
         self._spans: list[Seen] = []
         self.endpoint = ""
+        self._server: grpc.Server | None = None
+
+    def start(self) -> None:
+        self._server = grpc.server(ThreadPoolExecutor(2))
+        trace_service_pb2_grpc.add_TraceServiceServicer_to_server(self, self._server)
+        self.endpoint = f"http://127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        self._server.start()
+
+    def stop(self) -> None:
+        """Goes away; twice is once."""
+        if self._server is not None:
+            self._server.stop(0).wait()
+            self._server = None
 
     @property
     def spans(self) -> list[Seen]:
@@ -69,12 +82,8 @@ def value_of(attributes: Any) -> dict[str, Any]:
 @contextmanager
 def collecting() -> Iterator[Collector]:
     collector = Collector()
-    server = grpc.server(ThreadPoolExecutor(2))
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    collector.endpoint = f"http://127.0.0.1:{port}"
-    server.start()
+    collector.start()
     try:
         yield collector
     finally:
-        server.stop(0).wait()
+        collector.stop()

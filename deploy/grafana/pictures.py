@@ -33,6 +33,7 @@ PICKED = {"$__rate_interval": "1m", "$service": ".*", "$gpu": ".*", "$model": ".
 COLUMNS = 24
 _INCHES_PER_COLUMN, _INCHES_PER_ROW = 0.62, 0.34
 _POINTS = 150
+_SHORT_S = 900
 _MAX_SERIES = 9
 _LEGEND_CHARACTERS = 26
 _STEPS = ((1024**4, "TiB"), (1024**3, "GiB"), (1024**2, "MiB"), (1024, "KiB"))
@@ -57,11 +58,11 @@ class Source:
     def __init__(self, url: str, begin: float, end: float) -> None:
         self._url = url
         self.begin, self.end = begin, end
+        self.step = max(1.0, (end - begin) / _POINTS)
 
     def over_time(self, expr: str) -> list[Any]:
         """Series over the whole span."""
-        step = max(1.0, (self.end - self.begin) / _POINTS)
-        return self._ask("query_range", query=expr, start=self.begin, end=self.end, step=step)
+        return self._ask("query_range", query=expr, start=self.begin, end=self.end, step=self.step)
 
     def at_end(self, expr: str) -> list[Any]:
         """Series at the end of the span."""
@@ -92,6 +93,16 @@ def text_of(value: float, unit: str) -> str:
     return f"{value:.3g}{suffix}" if abs(value) < 1000 else f"{value:,.0f}{suffix}"
 
 
+def with_gaps(points: list[tuple[float, float]], step: float) -> list[tuple[float, float]]:
+    """The points, and NaN where some are missing, so that no line is drawn there."""
+    filled: list[tuple[float, float]] = []
+    for at, value in points:
+        if filled and at - filled[-1][0] > 1.5 * step:
+            filled.append((filled[-1][0] + step, math.nan))
+        filled.append((at, value))
+    return filled
+
+
 def named(legend: str, labels: dict[str, str]) -> str:
     """A legend with its labels filled in."""
     text = re.sub(r"{{(\w+)}}", lambda match: labels.get(match[1], ""), legend).strip() or "value"
@@ -111,7 +122,7 @@ def lines(axes: Axes, panel: dict[str, Any], source: Source) -> None:
     unit, found = panel["fieldConfig"]["defaults"]["unit"], []
     for target in panel["targets"]:
         for series in source.over_time(filled_in(target["expr"])):
-            points = [(at, float(value)) for at, value in series["values"]]
+            points = with_gaps([(at, float(value)) for at, value in series["values"]], source.step)
             label = named(target["legendFormat"], series["metric"])
             found.append((max((value for _, value in points if math.isfinite(value)), default=0.0), label, points))
     found.sort(key=lambda each: -each[0])
@@ -129,8 +140,9 @@ def lines(axes: Axes, panel: dict[str, Any], source: Source) -> None:
         axes.set_ylim(0, 1)
     axes.set_xlim(datetime.fromtimestamp(source.begin, UTC), datetime.fromtimestamp(source.end, UTC))  # type: ignore[arg-type]
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: text_of(value, unit)))
-    axes.xaxis.set_major_formatter(dates.DateFormatter("%H:%M"))
-    axes.xaxis.set_major_locator(dates.AutoDateLocator(maxticks=5))
+    short = source.end - source.begin < _SHORT_S
+    axes.xaxis.set_major_formatter(dates.DateFormatter("%H:%M:%S" if short else "%H:%M"))
+    axes.xaxis.set_major_locator(dates.AutoDateLocator(maxticks=4))
     axes.grid(color="#2c3235", linewidth=0.6)
     shown = min(len(found), _MAX_SERIES)
     if not shown:

@@ -312,6 +312,18 @@ def test_the_page_of_metrics_has_a_gpus_figures(monkeypatch: pytest.MonkeyPatch)
     assert found == wanted
 
 
+def test_a_sleeping_server_is_read_like_any_other(stack: Any, loaded: pb.Film) -> None:
+    port = stack.metrics_ports["video"]
+    with grpc.insecure_channel(f"127.0.0.1:{stack.ports['video']}") as channel:
+        memory = gpu_pb2_grpc.MemoryServiceStub(channel)
+        memory.Sleep(gpu_pb2.SleepRequest(), timeout=30)
+        asleep = scraped_bytes(port).decode()
+        memory.Wake(gpu_pb2.WakeRequest(), timeout=30)
+    for text, state in ((asleep, "asleep"), (scraped_bytes(port).decode(), "awake")):
+        assert f'halfreel_model_state{{service="video",state="{state}"}} 1.0' in text
+        assert 'halfreel_engine_state{service="video",state="serving"} 1.0' in text  # asleep is serving
+
+
 def test_a_scrape_of_each_server_is_soon_done(stack: Any, loaded: pb.Film) -> None:
     for name, port in stack.metrics_ports.items():
         seconds = []

@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext
 from halfreel.gateway.v1 import gateway_pb2 as pb
 from halfreel_gateway import films
 from halfreel_runtime.logs import request_id_var
-from halfreel_runtime.tracing import Attribute, TraceContext, span, trace_var
+from halfreel_runtime.tracing import Attribute, TraceContext, note, span, trace_var
 
 _SPAN_ID_DIGITS = 16
 
@@ -30,6 +30,7 @@ class FilmTraces:
                 continue
             if event.state_changed.state == pb.Film.STATE_QUEUED:
                 self._begun[film_id] = (trace_var.get(), request_id_var.get())
+                note("halfreel.film_id", film_id)
             elif films.has_ended(event.state_changed.state):
                 self._begun.pop(film_id, None)
 
