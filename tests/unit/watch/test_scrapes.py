@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import threading
 import time
+import urllib.error
 import urllib.request
 from typing import Any
 
 import grpc
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families
 from small_server import order, small_server
 
@@ -113,3 +115,29 @@ async def test_probes_are_on_the_same_port(running: Any, path: str) -> None:
                 assert await asyncio.to_thread(get) == (200, b"ok\n")
                 return
             await asyncio.sleep(0.01)
+
+
+async def test_what_newer_prometheus_asks_for_parses_and_has_exemplars(running: Any) -> None:
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    metadata = (("traceparent", f"00-{trace}-b7ad6b7169203331-01"),)
+    [_ async for _ in running.llm.Generate(order("count 1"), metadata=metadata)]
+    accept = (
+        "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,"
+        "application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,"
+        "text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
+    )
+
+    def get() -> tuple[str, str]:
+        url = f"http://127.0.0.1:{running.server.metrics_port}/metrics"
+        with urllib.request.urlopen(urllib.request.Request(url, headers={"Accept": accept}), timeout=5) as page:
+            return page.headers["Content-Type"], page.read().decode()
+
+    content_type, text = await asyncio.to_thread(get)
+    assert content_type.startswith("application/openmetrics-text; version=1.0.0")
+    traces = {
+        sample.exemplar.labels["trace_id"]
+        for family in openmetrics_families(text)
+        for sample in family.samples
+        if sample.exemplar is not None
+    }
+    assert traces == {trace}
