@@ -1,4 +1,4 @@
-"""Tiny random models of the real classes, saved as folders: an image-to-video model and a keyframe model."""
+"""Tiny random models of the real classes, saved as folders: image to video, its keyframes, and text to video."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLTemporalDecoder,
+    AutoencoderKLWan,
     DDIMScheduler,
     EulerDiscreteScheduler,
     StableDiffusionPipeline,
     StableVideoDiffusionPipeline,
     UNet2DConditionModel,
     UNetSpatioTemporalConditionModel,
+    UniPCMultistepScheduler,
+    WanPipeline,
+    WanTransformer3DModel,
 )
 from transformers import (
     CLIPImageProcessorPil,
@@ -23,6 +27,9 @@ from transformers import (
     CLIPTokenizer,
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
+    T5Tokenizer,
+    UMT5Config,
+    UMT5EncoderModel,
 )
 
 CLIP_FRAME_COUNT = 5
@@ -163,3 +170,57 @@ def save_models(folder: Path) -> tuple[Path, Path]:
     )
     (keyframe / "halfreel.json").write_text('{"width_px": 64, "height_px": 64, "step_count": 2, "guidance_scale": 2.0}')
     return svd, keyframe
+
+
+def wan_pipeline(seed: int = 0) -> Any:
+    """Builds a text-to-video pipeline."""
+    torch.manual_seed(seed)
+    letters = [(chr(code), -3.0) for code in range(ord("a"), ord("z") + 1)]
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0), *letters]
+    return WanPipeline(
+        tokenizer=T5Tokenizer(vocab=pieces, extra_ids=0),
+        text_encoder=UMT5EncoderModel(
+            UMT5Config(
+                vocab_size=len(pieces),
+                d_model=32,
+                d_kv=8,
+                d_ff=37,
+                num_layers=1,
+                num_heads=4,
+                relative_attention_num_buckets=8,
+                decoder_start_token_id=0,
+                pad_token_id=0,
+                eos_token_id=1,
+            )
+        ).eval(),
+        transformer=WanTransformer3DModel(
+            patch_size=(1, 2, 2),
+            num_attention_heads=2,
+            attention_head_dim=12,
+            in_channels=16,
+            out_channels=16,
+            text_dim=32,
+            freq_dim=256,
+            ffn_dim=32,
+            num_layers=2,
+            cross_attn_norm=True,
+            qk_norm="rms_norm_across_heads",
+            rope_max_seq_len=32,
+        ).eval(),
+        vae=AutoencoderKLWan(
+            base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]
+        ).eval(),
+        scheduler=UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, num_train_timesteps=1000
+        ),
+    )
+
+
+def save_wan(folder: Path) -> Path:
+    """Saves the text-to-video model and returns its folder."""
+    wan = folder / "wan"
+    wan_pipeline().save_pretrained(wan, safe_serialization=True)
+    (wan / "halfreel.json").write_text(
+        '{"width_px": 64, "height_px": 64, "frame_count": 9, "step_count": 2, "fps": 8, "guidance_scale": 4.0}'
+    )
+    return wan

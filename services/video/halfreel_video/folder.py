@@ -21,12 +21,16 @@ _LARGEST_JSON_BYTES = 16 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Family:
-    """A pipeline class that is allowed, the classes of its parts, and its parts that are never loaded."""
+    """A pipeline class that is allowed, the classes of its parts, and the stems of their weight files.
+
+    `absent` names parts and settings of the pipeline that a folder must not have.
+    """
 
     pipeline: str
     parts: Mapping[str, tuple[str, ...]]
     weights: Mapping[str, str]
     pocket_name: str
+    absent: tuple[str, ...] = ()
 
 
 _DIFFUSERS_WEIGHTS = "diffusion_pytorch_model"
@@ -64,6 +68,23 @@ KEYFRAME = Family(
     },
     weights={"vae": _DIFFUSERS_WEIGHTS, "text_encoder": _TRANSFORMERS_WEIGHTS, "unet": _DIFFUSERS_WEIGHTS},
     pocket_name="keyframe",
+)
+
+
+# Text to video. The parts and the two settings of Wan 2.1; the second transformer of Wan 2.2 and its other VAE are
+# another arithmetic, and refused.
+WAN = Family(
+    pipeline="WanPipeline",
+    parts={
+        "vae": ("AutoencoderKLWan",),
+        "text_encoder": ("UMT5EncoderModel", "T5EncoderModel"),
+        "tokenizer": ("T5Tokenizer", "T5TokenizerFast"),
+        "transformer": ("WanTransformer3DModel",),
+        "scheduler": ("UniPCMultistepScheduler", "FlowMatchEulerDiscreteScheduler"),
+    },
+    weights={"vae": _DIFFUSERS_WEIGHTS, "text_encoder": _TRANSFORMERS_WEIGHTS, "transformer": _DIFFUSERS_WEIGHTS},
+    pocket_name="",
+    absent=("transformer_2", "boundary_ratio", "expand_timesteps"),
 )
 
 
@@ -137,11 +158,25 @@ def open_folder(model: str, family: Family) -> ModelFolder:
         if name not in allowed:
             raise refused(model_id, f"the class of its {part} is {name!r}; it must be one of {', '.join(allowed)}")
         classes[part] = name
+    for name in family.absent:
+        if index.get(name) not in (None, False, [None, None]):
+            raise refused(model_id, f"it has a {name}, which is not supported")
     folder = ModelFolder(path, model_id, revision, family, classes, _metadata(path, model_id))
     for part in family.weights:
         if not folder.weight_files(part, "fp16") and not folder.weight_files(part, None):
             raise refused(model_id, f"its {part} has no safetensors weights, and no other kind is ever opened")
     return folder
+
+
+def is_text_to_video(model: str) -> bool:
+    """Tells whether a model makes clips from words alone; also of one that does not exist, which is told later."""
+    if model == "pocket":
+        return False
+    try:
+        path, model_id, _ = _find(model, WAN)
+        return _read_json(path / "model_index.json", model_id).get("_class_name") == WAN.pipeline
+    except (NotFound, FailedPrecondition):
+        return False
 
 
 def _find(model: str, family: Family) -> tuple[Path, str, str]:

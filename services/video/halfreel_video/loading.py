@@ -12,10 +12,12 @@ import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLTemporalDecoder,
+    AutoencoderKLWan,
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     LCMScheduler,
     PNDMScheduler,
     StableDiffusionPipeline,
@@ -23,8 +25,18 @@ from diffusers import (
     UNet2DConditionModel,
     UNetSpatioTemporalConditionModel,
     UniPCMultistepScheduler,
+    WanPipeline,
+    WanTransformer3DModel,
 )
-from transformers import CLIPImageProcessorPil, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionModelWithProjection,
+    T5EncoderModel,
+    T5Tokenizer,
+    UMT5EncoderModel,
+)
 
 from halfreel_video.folder import ModelFolder
 from halfreel_video.lean_unet import make_lean
@@ -33,6 +45,7 @@ from halfreel_video.lean_unet import make_lean
 _CLASSES: dict[str, Any] = {
     "AutoencoderKL": AutoencoderKL,
     "AutoencoderKLTemporalDecoder": AutoencoderKLTemporalDecoder,
+    "AutoencoderKLWan": AutoencoderKLWan,
     "CLIPImageProcessor": CLIPImageProcessorPil,
     "CLIPImageProcessorFast": CLIPImageProcessorPil,
     "CLIPImageProcessorPil": CLIPImageProcessorPil,
@@ -44,11 +57,17 @@ _CLASSES: dict[str, Any] = {
     "DPMSolverMultistepScheduler": DPMSolverMultistepScheduler,
     "EulerAncestralDiscreteScheduler": EulerAncestralDiscreteScheduler,
     "EulerDiscreteScheduler": EulerDiscreteScheduler,
+    "FlowMatchEulerDiscreteScheduler": FlowMatchEulerDiscreteScheduler,
     "LCMScheduler": LCMScheduler,
     "PNDMScheduler": PNDMScheduler,
+    "T5EncoderModel": T5EncoderModel,
+    "T5Tokenizer": T5Tokenizer,
+    "T5TokenizerFast": T5Tokenizer,
+    "UMT5EncoderModel": UMT5EncoderModel,
     "UNet2DConditionModel": UNet2DConditionModel,
     "UNetSpatioTemporalConditionModel": UNetSpatioTemporalConditionModel,
     "UniPCMultistepScheduler": UniPCMultistepScheduler,
+    "WanTransformer3DModel": WanTransformer3DModel,
 }
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -75,6 +94,14 @@ def load_keyframe(folder: ModelFolder, dtype: torch.dtype, device: torch.device)
         **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
     )
     return _on_device(pipeline, device)
+
+
+def load_wan(folder: ModelFolder, dtype: torch.dtype, device: torch.device) -> WanPipeline:
+    """Loads the text-to-video pipeline; its VAE in FP32 always, as its makers run it: it is small, and loses most."""
+    parts = _load_parts(folder, dtype)
+    for part in ("vae", "transformer"):
+        torch.nn.Module.to(parts[part], torch.float32 if part == "vae" else dtype)
+    return _on_device(WanPipeline(**parts), device)
 
 
 @dataclass(frozen=True)
