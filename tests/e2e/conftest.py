@@ -137,3 +137,13 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         yield stack
     finally:
         stack.stop()
+
+
+@pytest.fixture
+def own_stack(tmp_path: Path) -> Iterator[Stack]:
+    """Servers that the test starts itself."""
+    stack = Stack(tmp_path)
+    try:
+        yield stack
+    finally:
+        stack.stop()
