@@ -93,7 +93,7 @@ def make_server(settings: LlmSettings) -> Server:
     def prepare() -> None:
         model = load_served_model(settings, device, memory, limit)
         service.model_loaded(model)
-        sleeper.model_loaded(sleeping_model(model.text_model))
+        sleeper.model_loaded(sleeping_model(model.text_model, model.read_anew if device.kind == "cuda" else None))
 
     server = Server(settings, service=SERVICE, metrics=ServerMetrics(SERVICE, engine, memory, instruments))
     server.add(llm_pb2_grpc.add_LlmServiceServicer_to_server, service, "halfreel.llm.v1.LlmService", engine)

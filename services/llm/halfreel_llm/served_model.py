@@ -5,6 +5,7 @@ Knows no gRPC server.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +42,8 @@ class ServedModel:
     defaults: Defaults
     context_token_count: int
     planner: Planner
+    read_anew: Callable[[], Network]
+    """Reads the same network once more, onto the device: for one that was dropped while it slept."""
 
 
 def load_served_model(settings: LlmSettings, device: Device, memory: MemoryMonitor, limit: MemoryLimit) -> ServedModel:
@@ -53,12 +56,15 @@ def load_served_model(settings: LlmSettings, device: Device, memory: MemoryMonit
     context = _context_token_count(settings, checkpoint)
     tokenizer = open_tokenizer(checkpoint)
     dtype = choose_dtype(settings.precision, on_gpu=device.kind == "cuda")
-    with memory.phase("load"):
+
+    def read() -> Network:
         target, int8 = torch.device(device.torch_name), settings.precision == "int8"
         # Weights in 8 bits are made one after another out of the file's pages, so that both never lie on the device.
         model = load_model(checkpoint, device=torch.device("cpu") if int8 else target, dtype=dtype)
-        network = Network(model, context, device=target, int8=int8)
-        del model  # its weights are the network's now
+        return Network(model, context, device=target, int8=int8)  # the weights are the network's now
+
+    with memory.phase("load"):
+        network = read()
     slots = settings.slot_count or _fitting_slots(network, context, memory, limit)
     text_model = TextModel(network, tokenizer, memory, slot_count=slots, context_token_count=context)
     text_model.warm_up()
@@ -77,7 +83,7 @@ def load_served_model(settings: LlmSettings, device: Device, memory: MemoryMonit
         piece_tokens=text_model.runner.piece_tokens(alone=True),
         limit=limit,
     )
-    return ServedModel(checkpoint, text_model, reader, defaults, context, planner)
+    return ServedModel(checkpoint, text_model, reader, defaults, context, planner, read)
 
 
 def _fitting_slots(network: Network, context: int, memory: MemoryMonitor, limit: MemoryLimit) -> int:

@@ -9,16 +9,19 @@ from typing import Any
 
 import pytest
 import tiny_llm
+import torch
 
 from halfreel.gpu.v1 import gpu_pb2
 from halfreel_llm.batch_engine import BatchEngine
 from halfreel_llm.checkpoint import Checkpoint
 from halfreel_llm.generation import Finished, TextDelta, TextModel, TextRequest
 from halfreel_llm.messages import Message
+from halfreel_llm.network import Network
 from halfreel_llm.replies import merge
 from halfreel_llm.sampling import SamplingSettings
 from halfreel_llm.sleeping import sleeping_model
 from halfreel_llm.tokenizer import TextTokenizer
+from halfreel_llm.weights import load_model
 from halfreel_runtime.cancel import CancelToken
 from halfreel_runtime.device import CPU
 from halfreel_runtime.engine import EngineState
@@ -56,6 +59,23 @@ def test_a_reply_is_the_same_after_a_sleep_and_no_slot_is_believed_to_hold_anyth
         *_, finished = own.generate(wanted, CancelToken())
         assert isinstance(finished, Finished)
         assert finished.cached_prompt_token_count == 0
+        assert written(own, wanted) == before
+
+
+def test_weights_that_are_read_anew_give_the_same_reply(
+    own: TextModel, checkpoint: Checkpoint, wanted: TextRequest
+) -> None:
+    before = written(own, wanted)
+
+    def read_anew() -> Network:
+        model = load_model(checkpoint, device=torch.device("cpu"), dtype=torch.float32)
+        return Network(model, checkpoint.config.max_position_embeddings)
+
+    weights = sleeping_model(own, read_anew)
+    for _ in range(2):
+        weights.sleep()
+        assert (weights.place, weights.host_bytes) == ("reload", 0)
+        weights.wake()
         assert written(own, wanted) == before
 
 
