@@ -224,6 +224,16 @@ def test_status(gateway: Gateway, tmp_path: Path) -> None:
     assert line["servers"][0]["report"]["devices"][0]["reserved_bytes"] == 4 << 30
 
 
+def test_status_watch(gateway: Gateway, tmp_path: Path) -> None:
+    at = ("--address", gateway.address)
+    told = halfreel(tmp_path, "status", "--watch", *at)
+    assert told.returncode == 0
+    assert "NVIDIA H200" in told.stdout
+    assert "none in the making" in told.stdout
+    (line,) = lines(halfreel(tmp_path, "status", "--watch", "--once", "--json", *at).stdout)
+    assert (len(line["servers"]), line["films"]) == (2, [])
+
+
 def test_a_reader_that_leaves(gateway: Gateway, tmp_path: Path) -> None:
     line = f"{sys.executable} -m halfreel_client make 'a red circle' --json --address {gateway.address} | head -1"
     done = subprocess.run(
