@@ -18,16 +18,16 @@ FILMS = Board(
             (
                 Panel(
                     "Films by state",
-                    "All films that the gateway keeps.",
+                    "All films that are kept; gateways of one database tell the same.",
                     "short",
-                    one("sum by (state) (halfreel_films)", "{{state}}"),
+                    one("max by (state) (halfreel_films)", "{{state}}"),
                     "stack",
                 ),
                 Panel(
                     "Scenes of the films in the making",
                     "Those that wait are the depth of the queue.",
                     "short",
-                    one("sum by (state) (halfreel_scenes)", "{{state}}"),
+                    one("max by (state) (halfreel_scenes)", "{{state}}"),
                     "stack",
                 ),
                 Panel(

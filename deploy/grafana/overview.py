@@ -47,7 +47,7 @@ OVERVIEW = Board(
                     "Films in the making",
                     "Films that are accepted and have not ended.",
                     "short",
-                    one('sum(halfreel_films{state=~"queued|writing_script|rendering|joining"})'),
+                    one('sum(max by (state) (halfreel_films{state=~"queued|writing_script|rendering|joining"}))'),
                     "figure",
                     4,
                     5,

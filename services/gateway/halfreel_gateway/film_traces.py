@@ -15,6 +15,8 @@ from halfreel_runtime.logs import request_id_var
 from halfreel_runtime.tracing import Attribute, TraceContext, note, span, trace_var
 
 _SPAN_ID_DIGITS = 16
+# More than may be in the making; a film that another gateway has ended is never told to have.
+MAX_KEPT_COUNT = 4096
 
 
 class FilmTraces:
@@ -30,6 +32,8 @@ class FilmTraces:
                 continue
             if event.state_changed.state == pb.Film.STATE_QUEUED:
                 self._begun[film_id] = (trace_var.get(), request_id_var.get())
+                if len(self._begun) > MAX_KEPT_COUNT:
+                    self._begun.pop(next(iter(self._begun)), None)
                 note("halfreel.film_id", film_id)
             elif films.has_ended(event.state_changed.state):
                 self._begun.pop(film_id, None)

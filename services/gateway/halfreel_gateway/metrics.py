@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 
 from halfreel.gateway.v1 import gateway_pb2 as pb
 from halfreel_gateway import films
+from halfreel_gateway.film_traces import MAX_KEPT_COUNT
 from halfreel_runtime.instruments import DURATION_BUCKETS_S
 
 _logger = logging.getLogger(__name__)
@@ -160,7 +161,7 @@ class FilmMetrics:
             buckets=DURATION_BUCKETS_S,
             registry=registry,
         )
-        # Of films in the making, of which there are few.
+        # Of films in the making here.
         self._accepted_s: dict[str, float] = {}
         for outcome in ENDS.values():
             self._ended.labels(outcome)
@@ -180,6 +181,8 @@ class FilmMetrics:
     def _entered(self, film_id: str, state: pb.Film.State.ValueType) -> None:
         if state == pb.Film.STATE_QUEUED:
             self._accepted_s[film_id] = time.monotonic()
+            if len(self._accepted_s) > MAX_KEPT_COUNT:
+                self._accepted_s.pop(next(iter(self._accepted_s)), None)
         elif films.has_ended(state):
             self._ended.labels(ENDS[state]).inc()
             accepted_s = self._accepted_s.pop(film_id, None)

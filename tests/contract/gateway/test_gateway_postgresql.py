@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -86,6 +87,8 @@ def test_a_film_is_made_and_seen_from_both(gateways: tuple[Gateway, Gateway], vi
     assert events[-1].state_changed.state == pb.Film.STATE_SUCCEEDED
     ended = one.get(film.film_id)
     assert other.get(film.film_id) == ended
+    for gateway in gateways:  # a busy machine may take longer than a scrape waits for the database
+        assert any('halfreel_films{state="succeeded"} 1.0' in metrics(gateway) for _ in range(20))
     assert len(other.read(film.film_id)) == ended.video.size_bytes
     assert one.stub.ListFilms(pb.ListFilmsRequest(page_size=1), timeout=5).films[0] == ended
     video.double.behaviours.script("hold")
@@ -96,6 +99,11 @@ def test_a_film_is_made_and_seen_from_both(gateways: tuple[Gateway, Gateway], vi
     for film_id in (cancelled.film_id, film.film_id):
         other.stub.DeleteFilm(pb.DeleteFilmRequest(film_id=film_id), timeout=5)
     assert not list((one.data_dir / "films").iterdir())
+
+
+def metrics(gateway: Gateway) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{gateway.ports['metrics_port']}/metrics", timeout=5) as page:
+        return str(page.read().decode())
 
 
 def test_a_killed_gateway_resumes(gateways: tuple[Gateway, Gateway], video: Serving) -> None:

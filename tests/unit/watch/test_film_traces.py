@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from halfreel.gateway.v1 import gateway_pb2 as pb
-from halfreel_gateway.film_traces import FilmTraces
+from halfreel_gateway.film_traces import MAX_KEPT_COUNT, FilmTraces
 from halfreel_runtime.logs import request_id_var
 from halfreel_runtime.tracing import TraceContext, joined, trace_var
 
@@ -45,6 +45,14 @@ def test_an_ended_film_is_forgotten() -> None:
     assert context is not None
     assert context.trace_id == FILM
     assert not traces._begun
+
+
+def test_films_that_end_elsewhere_are_not_kept_for_ever() -> None:
+    traces = FilmTraces()
+    for number in range(MAX_KEPT_COUNT + 100):
+        traces.take(f"{number:032x}", entered(pb.Film.STATE_QUEUED))
+    assert len(traces._begun) == MAX_KEPT_COUNT
+    assert f"{MAX_KEPT_COUNT + 99:032x}" in traces._begun
 
 
 def test_a_step_that_fails_leaves_nothing_behind() -> None:
