@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
-import sqlalchemy as sa
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -213,12 +212,12 @@ class _Question:
             return asked.result(within_s)
         except TimeoutError:
             return None
-        except sa.exc.SQLAlchemyError as error:
-            _logger.warning("films_not_counted", extra={"reason": type(error).__name__})
+        except Exception as error:  # of the database, or a bug: the other figures are told all the same
+            _logger.warning("films_not_counted", extra={"reason": type(error).__name__}, exc_info=error)
             return None
 
     def _answer(self, asked: Future[_Counts]) -> None:
         try:
             asked.set_result(self._read())
-        except sa.exc.SQLAlchemyError as error:
+        except Exception as error:
             asked.set_exception(error)
