@@ -15,6 +15,7 @@ import numpy as np
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 
 from halfreel.gpu.v1 import gpu_pb2
+from halfreel_llm.lookup import Lookup
 from halfreel_llm.prefixes import Prefixes
 from halfreel_llm.reply import Finished, Reply, TextDelta, TextRequest
 from halfreel_llm.runner import Mask, Runner
@@ -61,6 +62,7 @@ class _Place:
         """Whether tokens wait to be read, before more can be picked."""
         self.open_picks = 0
         self.rungs: list[str] = []
+        self.lookup = Lookup()
         self.prefill_s = 0.0
         self.next_message_s = 0.0
         self.ended = False
@@ -137,7 +139,9 @@ class Batch:
             self._collect()
         else:
             self._collect()
-            parts = self._write(self._writing())
+            writing = self._writing()
+            guessed = len(writing) == 1 and self._runner.checks and self._guess(writing[0])
+            parts = self._write([] if guessed else writing)
         for logits, places in parts:
             # A reply that ended, or was forced on, while its step was under way has no use for what comes of it.
             self._pick(logits, places, [None if place.ended or place.reading else place for place in places])
@@ -182,6 +186,45 @@ class Batch:
             place.held += 1
         return [(logits, places)]
 
+    def _guess(self, place: _Place) -> bool:
+        """Runs what a reply may go on with together with its last token; returns whether there was such a guess.
+
+        What is taken is what the model picks: the guessed tokens as far as it picks the same, and one more.
+        """
+        reply, matcher = place.reply, place.request.matcher
+        guess = place.lookup.guess(place.token_ids, place.request.max_output_tokens - reply.token_count - 1)
+        masks = [self._mask(place)]
+        if matcher is not None:
+            consumed = 0
+            for token_id in guess:
+                if matcher.try_consume_tokens([token_id]) != 1:
+                    break
+                consumed += 1
+                if matcher.is_stopped():  # nothing can follow, so nothing is to be picked after it
+                    break
+                masks.append(self._mask(place))
+            matcher.rollback(consumed)
+            guess = guess[: len(masks) - 1]
+        if not guess:
+            return False
+        self._enter("decode")
+        try:
+            masks += [None] * (1 + len(guess) - len(masks))
+            picked = self._runner.check(place.slot, [place.token_ids[-1], *guess], place.held, masks)
+        except Exception as error:
+            self._fail(place, error)
+            return True
+        right = next((index for index, token_id in enumerate(guess) if picked[index] != token_id), len(guess))
+        place.lookup.learn(len(guess), right)
+        place.held += 1 + right
+        self._runner.settle(place.slot, place.held, picked[right])
+        for index, token_id in enumerate(picked[: right + 1]):
+            if place.ended:
+                break
+            reply.speculated_count += index < right
+            self._take(place, token_id, last=index == right)
+        return True
+
     def _read(self) -> Iterator[tuple[Any, _Place]]:
         """Reads what grammars forced, and a piece of the prompt that waits longest; yields those that are read."""
         reading = [place for place in self._places.values() if place.reading]
@@ -215,7 +258,7 @@ class Batch:
                     place.open_picks -= 1
                     self._take(place, token_id)
 
-    def _take(self, place: _Place, token_id: int) -> None:
+    def _take(self, place: _Place, token_id: int, *, last: bool = True) -> None:
         if token_id == NOT_FINITE:
             self._fail(place, not_finite())
             self._runner.clear(place.slot)
@@ -224,7 +267,7 @@ class Batch:
         place.token_ids.append(token_id)
         try:
             place.reply.push(token_id)
-            if place.reply.reason is None and place.request.matcher is not None:
+            if last and place.reply.reason is None and place.request.matcher is not None:
                 self._force(place)
         except Exception as error:
             self._fail(place, error)

@@ -27,6 +27,7 @@ class EagerRunner:
     """See `Runner`."""
 
     overlaps = False
+    checks = True
     reuse_tokens = _PIECE_TOKENS
 
     def __init__(self, network: Network, cache: KvCache, allowed: Tensor) -> None:
@@ -69,6 +70,24 @@ class EagerRunner:
         for slot in slots:
             self._lengths[slot] += 1
         return logits
+
+    def check(self, slot: int, token_ids: Sequence[int], begin: int, masks: Sequence[Mask | None]) -> list[int]:
+        """See `Runner`."""
+        count = len(token_ids)
+        with torch.inference_mode():
+            ids = torch.tensor(token_ids, device=self._allowed.device)
+            logits = self._network.logits(self._network.forward(ids, PromptRows(self._cache, slot, begin, count)))
+        allowed = self._allowed
+        if any(mask is not None for mask in masks):
+            allowed = allowed.repeat(count, 1)
+            for row, mask in enumerate(masks):
+                if mask is not None:
+                    allowed[row] &= self._unpacked(mask)
+        return pick(logits, [self._sampling[slot]] * count, range(begin + 1, begin + count + 1), allowed)
+
+    def settle(self, slot: int, length: int, picked: int) -> None:
+        """See `Runner`."""
+        self._lengths[slot], self._picked[slot] = length, picked
 
     def kept(self, logits: Tensor) -> Tensor:
         """See `Runner`."""

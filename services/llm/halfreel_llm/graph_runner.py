@@ -45,6 +45,7 @@ class GraphRunner:
     """See `Runner`. The cache's last slot is its own: rows that fill a graph up write there."""
 
     overlaps = True
+    checks = False  # a guess would have to wait for the host, which costs what it might save
     reuse_tokens = _REUSED_TOKENS
 
     def __init__(
@@ -132,6 +133,14 @@ class GraphRunner:
             else:
                 logits = self._step(bucket)
             return _Logits(logits[: len(slots)], self._rows_sent[: len(slots)])
+
+    def check(self, slot: int, token_ids: Sequence[int], begin: int, masks: Sequence[Mask | None]) -> list[int]:
+        """Never asked for; see `checks`."""
+        raise NotImplementedError
+
+    def settle(self, slot: int, length: int, picked: int) -> None:
+        """Never asked for; see `checks`."""
+        raise NotImplementedError
 
     def kept(self, logits: _Logits) -> _Logits:
         """See `Runner`."""

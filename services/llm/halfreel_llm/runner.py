@@ -25,6 +25,8 @@ class Runner(Protocol):
 
     overlaps: bool
     """Whether work goes on after a method returned, so that it pays to have some under way before waiting."""
+    checks: bool
+    """Whether `check` costs little more than `write`, so that guesses pay."""
     slot_count: int
     reuse_tokens: int
     """What another slot holds is reused in whole pieces of so many tokens."""
@@ -43,6 +45,16 @@ class Runner(Protocol):
 
     def write(self, slots: list[int]) -> Any:
         """Runs the tokens picked last, of slots in rising order; returns the logits after them."""
+
+    def check(self, slot: int, token_ids: Sequence[int], begin: int, masks: Sequence[Mask | None]) -> list[int]:
+        """Runs tokens in a slot that holds `begin`, and returns what is picked after each of them.
+
+        A mask belongs to each, None where there is no grammar. The slot is then to be told by `settle` how many of
+        them were right.
+        """
+
+    def settle(self, slot: int, length: int, picked: int) -> None:
+        """Lets a slot hold so many tokens, and have picked this one last."""
 
     def kept(self, logits: Any) -> Any:
         """Returns logits that another `write` of the same step leaves as they are."""
