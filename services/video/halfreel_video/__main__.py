@@ -46,11 +46,15 @@ def main(argv: list[str] | None = None) -> NoReturn:
     from halfreel_runtime.server import Server
     from halfreel_runtime.sleeper import Sleeper
     from halfreel_runtime.suggestions import MemoryLimits
+    from halfreel_runtime.weights_host import HostedWeights
     from halfreel_video.counting import RUNGS
     from halfreel_video.events import Event
+    from halfreel_video.folder import is_text_to_video
     from halfreel_video.model import load_model, warm_up
     from halfreel_video.service import VideoService
     from halfreel_video.sleeping import SleepingVideo
+    from halfreel_video.text_model import load_text_model, warm_up_text
+    from halfreel_video.text_service import TextVideoService
 
     if settings.thread_count:
         torch.set_num_threads(settings.thread_count)
@@ -78,6 +82,17 @@ def main(argv: list[str] | None = None) -> NoReturn:
         gate=sleeper,
     )
     video = VideoService(engine, memory, settings, instruments, sleeper)
+    text_to_video = TextVideoService(engine, memory, settings, instruments)
+    from_words = is_text_to_video(settings.model)
+
+    def prepare_text_to_video() -> None:
+        give_way(device)
+        with memory.phase("load"):
+            model = load_text_model(settings, device)
+        text_to_video.model_loaded(model)
+        warm_up_text(model)
+        memory.clear()
+        sleeper.model_loaded(HostedWeights(model.parts, torch.device(device.torch_name)))
 
     def prepare() -> None:
         give_way(device)
@@ -89,7 +104,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
         sleeper.model_loaded(SleepingVideo(model))
 
     server = Server(settings, service=SERVICE, metrics=ServerMetrics(SERVICE, engine, memory, instruments))
-    server.add(video_pb2_grpc.add_VideoServiceServicer_to_server, video, "halfreel.video.v1.VideoService", engine)
+    served = text_to_video if from_words else video
+    server.add(video_pb2_grpc.add_VideoServiceServicer_to_server, served, "halfreel.video.v1.VideoService", engine)
     server.add(
         gpu_pb2_grpc.add_MemoryServiceServicer_to_server,
         MemoryService(memory, engine, sleeper),
@@ -97,7 +113,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
         engine,
         watch_methods=WATCH_METHODS,
     )
-    engine.start(prepare)
+    engine.start(prepare_text_to_video if from_words else prepare)
     server.main()
 
 

@@ -23,7 +23,8 @@ _LARGEST_JSON_BYTES = 16 * 1024 * 1024
 class Family:
     """A pipeline class that is allowed, the classes of its parts, and the stems of their weight files.
 
-    `absent` names parts and settings of the pipeline that a folder must not have.
+    `absent` names parts and settings of the pipeline that a folder must not have. `fp16` is false where FP16 is known
+    to give frames without numbers, which would be black.
     """
 
     pipeline: str
@@ -31,6 +32,7 @@ class Family:
     weights: Mapping[str, str]
     pocket_name: str
     absent: tuple[str, ...] = ()
+    fp16: bool = True
 
 
 _DIFFUSERS_WEIGHTS = "diffusion_pytorch_model"
@@ -85,6 +87,7 @@ WAN = Family(
     weights={"vae": _DIFFUSERS_WEIGHTS, "text_encoder": _TRANSFORMERS_WEIGHTS, "transformer": _DIFFUSERS_WEIGHTS},
     pocket_name="",
     absent=("transformer_2", "boundary_ratio", "expand_timesteps"),
+    fp16=False,  # its text encoder, of the T5 family, passes 65,504
 )
 
 

@@ -7,7 +7,6 @@ once. Knows nothing of gRPC, queues or other requests.
 from __future__ import annotations
 
 import hashlib
-import re
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,8 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from halfreel_runtime.cancel import CancelToken
-from halfreel_runtime.errors import HalfreelError, OutOfMemory
-from halfreel_runtime.failures import engine_error, release_frames
+from halfreel_runtime.errors import OutOfMemory
+from halfreel_runtime.failures import release_frames
 from halfreel_runtime.instruments import Instruments
 from halfreel_runtime.memory import MemoryMonitor
 from halfreel_runtime.tracing import span
@@ -32,12 +31,10 @@ from halfreel_video.ladder import Ladder
 from halfreel_video.layout import IMAGE_ENCODER, KEYFRAME, UNET, VAE
 from halfreel_video.model import VideoModel
 from halfreel_video.mp4 import Mp4Writer
+from halfreel_video.shortage import is_shortage, shortage_error
 from halfreel_video.svd import Conditioning, Denoising, NanDetected, decode_chunk, embed, encode
 
 T = TypeVar("T")
-
-_TRIED_TO_ALLOCATE = re.compile(r"tried to allocate ([\d.]+) (bytes|[KMGT]iB)", re.IGNORECASE)
-_UNITS = {"bytes": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 
 
 class ClipJob:
@@ -96,10 +93,10 @@ class ClipJob:
                 levers = self._layout.arrange(self._clip.levers)
                 mp4 = yield from self._render(token)
             except Exception as error:
-                if not _is_shortage(error):
+                if not is_shortage(error):
                     raise
                 self._instruments.out_of_memory(self._at.value, recovered=False)
-                shortage = self._shortage(str(error))
+                shortage = shortage_error(self._memory, self._model.device, str(error))
                 # The failed frames still hold tensors, which would be counted against the next request.
                 release_frames(error)
             finally:
@@ -242,7 +239,7 @@ class ClipJob:
             try:
                 return work()
             except Exception as error:
-                if not _is_shortage(error):
+                if not is_shortage(error):
                     raise
                 text = str(error)
                 release_frames(error)
@@ -288,24 +285,3 @@ class ClipJob:
         with span(stage.value), self._memory.phase(stage.value):
             yield
         self._stage_s[stage] = self._stage_s.get(stage, 0.0) + time.monotonic() - began_at
-
-    def _shortage(self, allocator_text: str) -> OutOfMemory:
-        """Says how much memory was missing; the needed bytes are known from the allocator's words alone."""
-        report = self._memory.report()
-        on_gpu = self._model.device.kind == "cuda"
-        free_bytes = report.devices[0].device_free_bytes if on_gpu else report.host.available_bytes
-        metadata = {"free_bytes": str(free_bytes)}
-        needed = ""
-        if (match := _TRIED_TO_ALLOCATE.search(allocator_text)) is not None:
-            needed_bytes = int(float(match[1]) * _UNITS[match[2].lower()])
-            metadata["needed_bytes"] = str(needed_bytes)
-            needed = f"{needed_bytes} more bytes were needed and "
-        return OutOfMemory(
-            f"the clip does not fit in memory: {needed}{free_bytes} are free; ask for a smaller width_px, height_px, "
-            "frame_count or decode_chunk_frame_count",
-            metadata=metadata,
-        )
-
-
-def _is_shortage(error: Exception) -> bool:
-    return not isinstance(error, HalfreelError) and isinstance(engine_error(error), OutOfMemory)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -50,8 +51,16 @@ class Limits:
     defaults: ClipDefaults
 
     @classmethod
-    def of(cls, settings: VideoSettings, defaults: ClipDefaults) -> Limits:
+    def of(
+        cls, settings: VideoSettings, defaults: ClipDefaults, *, side_step_px: int = 8, max_frame_count: int = 0
+    ) -> Limits:
         """Builds the table from the settings and the model's defaults.
+
+        Args:
+            settings: what the server was told.
+            defaults: the model's.
+            side_step_px: what width and height must be multiples of.
+            max_frame_count: of a model whose clips can't be chained; 0 takes the setting alone.
 
         Raises:
             FailedPrecondition: MODEL_REFUSED; a default of the model is out of its range.
@@ -61,9 +70,9 @@ class Limits:
         max_height_px = settings.max_height_px or min(MAX_SIDE_PX, 4 * defaults.height_px)
         limits = cls(
             (
-                Limit("width_px", MIN_SIDE_PX, max_width_px, "px", 8),
-                Limit("height_px", MIN_SIDE_PX, max_height_px, "px", 8),
-                Limit("frame_count", 2, settings.max_frame_count, "frames"),
+                Limit("width_px", MIN_SIDE_PX, max_width_px, "px", side_step_px),
+                Limit("height_px", MIN_SIDE_PX, max_height_px, "px", side_step_px),
+                Limit("frame_count", 2, min(settings.max_frame_count, max_frame_count or sys.maxsize), "frames"),
                 Limit("step_count", 1, 100, "steps"),
                 Limit("fps", 1, 60, "frames a second"),
                 Limit("motion_bucket", 1, 255),
@@ -96,7 +105,7 @@ class Limits:
         """
         checks = Checks()
         for limit in self.table:
-            value = self._value(request, limit.field)
+            value = self.value(request, limit.field)
             if checks.between(limit.field, value, limit.low, limit.high, limit.unit) and limit.step > 1:
                 checks.multiple_of(limit.field, int(value), limit.step)
         if request.HasField("seed"):
@@ -145,11 +154,11 @@ class Limits:
         chunk = request.decode_chunk_frame_count if request.HasField("decode_chunk_frame_count") else None
         levers = Levers.read(request.levers) if request.HasField("levers") else None
         return Wish(
-            width_px=int(self._value(request, "width_px")),
-            height_px=int(self._value(request, "height_px")),
-            frame_count=int(self._value(request, "frame_count")),
-            step_count=int(self._value(request, "step_count")),
-            guided=self._value(request, "guidance_scale") > 1,
+            width_px=int(self.value(request, "width_px")),
+            height_px=int(self.value(request, "height_px")),
+            frame_count=int(self.value(request, "frame_count")),
+            step_count=int(self.value(request, "step_count")),
+            guided=self.value(request, "guidance_scale") > 1,
             drawn=not request.image,
             decode_chunk_frame_count=chunk,
             levers=levers,
@@ -177,9 +186,9 @@ class Limits:
             height_px=wish.height_px,
             frame_count=wish.frame_count,
             step_count=wish.step_count,
-            fps=int(self._value(request, "fps")),
-            motion_bucket=int(self._value(request, "motion_bucket")),
-            guidance_scale=self._value(request, "guidance_scale"),
+            fps=int(self.value(request, "fps")),
+            motion_bucket=int(self.value(request, "motion_bucket")),
+            guidance_scale=self.value(request, "guidance_scale"),
             seed=request.seed if request.HasField("seed") else secrets.randbelow(MAX_SEED + 1),
             preview=request.preview,
             levers=choice.levers,
@@ -187,7 +196,8 @@ class Limits:
             trades=tuple(request.trades),
         )
 
-    def _value(self, request: video_pb2.GenerateRequest, field: str) -> float:
+    def value(self, request: video_pb2.GenerateRequest, field: str) -> float:
+        """What a request asks for in a numeric field, or its default."""
         source = request if request.HasField(field) else self.defaults  # type: ignore[arg-type]  # names are of the table
         value: float = getattr(source, field)
         return value

@@ -7,6 +7,7 @@ holds for any VAE; a preview costs one tiny product.
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,14 +24,17 @@ class LatentColours:
     """Maps latents of one VAE to colours."""
 
     @torch.no_grad()  # type: ignore[untyped-decorator]  # torch is not typed to mypy
-    def __init__(self, pipeline: Any) -> None:
-        """Encodes one picture of random colours and fits the map to it."""
-        vae = pipeline.vae
+    def __init__(self, pipeline: Any, encode: Callable[[Any, torch.Tensor], torch.Tensor] | None = None) -> None:
+        """Encodes one picture of random colours and fits the map to it.
+
+        Args:
+            pipeline: what the VAE belongs to.
+            encode: from the pipeline and pixels of (1, 3, height, width), in [-1, 1], to latents as a clip has them;
+                None takes a picture's VAE.
+        """
         blocks = torch.rand(1, 3, _GRID, _GRID, generator=torch.Generator("cpu").manual_seed(0))
         pixels = blocks.repeat_interleave(_BLOCK_PX, 2).repeat_interleave(_BLOCK_PX, 3)
-        with upcast(vae):
-            latents = vae.encode((pixels * 2 - 1).to(vae.device, vae.dtype)).latent_dist.mode()
-        latents = latents.float().cpu() * vae.config.scaling_factor
+        latents = (encode or _picture_latents)(pipeline, pixels * 2 - 1).float().cpu()
         colours = torch.nn.functional.adaptive_avg_pool2d(pixels, latents.shape[-2:])
         rows = latents[0].flatten(1).T
         rows = torch.cat([rows, torch.ones(len(rows), 1)], dim=1)
@@ -51,3 +55,10 @@ class LatentColours:
         buffer = io.BytesIO()
         picture.save(buffer, "JPEG", quality=80)
         return buffer.getvalue()
+
+
+def _picture_latents(pipeline: Any, pixels: torch.Tensor) -> torch.Tensor:
+    vae = pipeline.vae
+    with upcast(vae):
+        latents = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode()
+    return latents.float() * vae.config.scaling_factor

@@ -14,6 +14,7 @@ from halfreel_video.events import ClipDone, Event, Preview, Stage, StageStarted,
 from halfreel_video.limits import Limits
 from halfreel_video.model import VideoModel
 from halfreel_video.planner import Choice
+from halfreel_video.text_model import TextModel
 
 CONTRACT_VERSION = "1.0"
 CHUNK_BYTES = 512 * 1024  # of the MP4 in one message; the contract allows 1 MiB
@@ -29,7 +30,9 @@ _STAGES = {
 }
 
 
-def responses(event: Queued | Event, clip: ClipRequest, model: VideoModel) -> Iterator[video_pb2.GenerateResponse]:
+def responses(
+    event: Queued | Event, clip: ClipRequest, model: VideoModel | TextModel
+) -> Iterator[video_pb2.GenerateResponse]:
     """Turns one event to messages: one, but for the finished clip, whose MP4 comes in chunks before the figures."""
     if isinstance(event, Queued):
         yield Response(queued=Response.Queued(waiting_request_count=event.waiting_request_count))
@@ -55,14 +58,17 @@ def responses(event: Queued | Event, clip: ClipRequest, model: VideoModel) -> It
         yield Response(completed=_completed(event, clip, model))
 
 
-def model_response(model: VideoModel, limits: Limits, max_waiting_request_count: int) -> video_pb2.GetModelResponse:
+def model_response(
+    model: VideoModel | TextModel, limits: Limits, max_waiting_request_count: int
+) -> video_pb2.GetModelResponse:
     """Tells the models, their defaults and the limits."""
     defaults = model.defaults
+    folder = model.folder if isinstance(model, TextModel) else model.svd_folder
     return video_pb2.GetModelResponse(
-        model_id=model.svd_folder.model_id,
-        keyframe_model_id=model.keyframe_folder.model_id,
-        architecture=model.svd_folder.family.pipeline,
-        revision=model.svd_folder.revision,
+        model_id=folder.model_id,
+        keyframe_model_id="" if isinstance(model, TextModel) else model.keyframe_folder.model_id,
+        architecture=folder.family.pipeline,
+        revision=folder.revision,
         dtype=model.dtype_name,
         device=model.device.torch_name,
         parameter_count=model.weights.parameter_count,
@@ -82,7 +88,9 @@ def model_response(model: VideoModel, limits: Limits, max_waiting_request_count:
     )
 
 
-def _completed(done: ClipDone, clip: ClipRequest, model: VideoModel) -> video_pb2.GenerateResponse.Completed:
+def _completed(
+    done: ClipDone, clip: ClipRequest, model: VideoModel | TextModel
+) -> video_pb2.GenerateResponse.Completed:
     return Response.Completed(
         size_bytes=len(done.mp4),
         sha256=done.sha256,

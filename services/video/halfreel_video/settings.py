@@ -20,15 +20,17 @@ class VideoSettings(ModelServerSettings):
     )
     model: str = Field(
         "pocket",
-        description="Image-to-video model: pocket, a local folder, or a hub id in the local cache.",
+        description="Image-to-video or text-to-video model: pocket, a local folder, or a hub id in the local cache.",
     )
     keyframe_model: str = Field(
         "pocket",
         description="Text-to-image model that draws first pictures: pocket, a local folder, or a hub id in the "
-        "local cache.",
+        "local cache; not loaded beside a text-to-video model.",
     )
     precision: Literal["auto", "fp32", "fp16", "bf16"] = Field(
-        "auto", description="Arithmetic of both models; auto is fp16 on a GPU and fp32 on a CPU."
+        "auto",
+        description="Arithmetic of all models; auto is fp16 on a GPU (bf16 where fp16 is known to fail), and "
+        "fp32 on a CPU.",
     )
     max_width_px: int = Field(
         0, ge=0, le=2048, description="Widest clip; 0 takes four times the model's own width, 2048 at most."

@@ -41,9 +41,9 @@ PARTIAL_GUIDANCE, REUSE_FEATURES = PartialGuidance(), ReuseFeatures()
 TRADES = (PARTIAL_GUIDANCE.name, REUSE_FEATURES.name)
 
 
-def check_trades(trades: Sequence[str], checks: Checks) -> None:
-    """Notes every name that is no trade, and one that comes twice."""
+def check_trades(trades: Sequence[str], checks: Checks, allowed: Sequence[str] = TRADES) -> None:
+    """Notes every name that is no trade of a model, and one that comes twice."""
     if checks.require(len(trades) <= len(TRADES), "trades", f"has {len(trades)} names; it may have {len(TRADES)}"):
         for trade in trades:
-            checks.one_of("trades", trade, TRADES)
+            checks.one_of("trades", trade, allowed)
         checks.require(len(set(trades)) == len(trades), "trades", "names a trade twice; name each at most once")

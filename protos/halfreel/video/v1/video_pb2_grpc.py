@@ -27,7 +27,9 @@ if _version_not_supported:
 
 class VideoServiceStub(object):
     """Renders clips with the one video model that this server owns. The model starts from a picture; where a request
-    has only words, the server's keyframe model draws that picture first.
+    has only words, the server's keyframe model draws that picture first. A text-to-video model starts from words alone:
+    a request with an image is refused, and there is neither a keyframe stage nor a plan. It renders 4n + 1 frames, the
+    next such number, and leaves away those that were not asked for.
     """
 
     def __init__(self, channel):
@@ -60,7 +62,9 @@ class VideoServiceStub(object):
 
 class VideoServiceServicer(object):
     """Renders clips with the one video model that this server owns. The model starts from a picture; where a request
-    has only words, the server's keyframe model draws that picture first.
+    has only words, the server's keyframe model draws that picture first. A text-to-video model starts from words alone:
+    a request with an image is refused, and there is neither a keyframe stage nor a plan. It renders 4n + 1 frames, the
+    next such number, and leaves away those that were not asked for.
     """
 
     def Generate(self, request, context):
@@ -82,7 +86,8 @@ class VideoServiceServicer(object):
         """Tells what memory a clip would take and with which levers, without rendering it; what is refused here is refused by
         Generate. Never waits for a running generation. Idempotent.
 
-        Errors: INVALID_ARGUMENT / INVALID_FIELD; UNAVAILABLE / MODEL_LOADING, DRAINING or ENGINE_DEAD.
+        Errors: INVALID_ARGUMENT / INVALID_FIELD; FAILED_PRECONDITION / NOT_PLANNED for a text-to-video model; UNAVAILABLE /
+        MODEL_LOADING, DRAINING or ENGINE_DEAD.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -137,7 +142,9 @@ def add_VideoServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class VideoService(object):
     """Renders clips with the one video model that this server owns. The model starts from a picture; where a request
-    has only words, the server's keyframe model draws that picture first.
+    has only words, the server's keyframe model draws that picture first. A text-to-video model starts from words alone:
+    a request with an image is refused, and there is neither a keyframe stage nor a plan. It renders 4n + 1 frames, the
+    next such number, and leaves away those that were not asked for.
     """
 
     @staticmethod

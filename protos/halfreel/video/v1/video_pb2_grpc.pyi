@@ -28,7 +28,9 @@ GRPC_VERSION: str
 
 class VideoServiceStub:
     """Renders clips with the one video model that this server owns. The model starts from a picture; where a request
-    has only words, the server's keyframe model draws that picture first.
+    has only words, the server's keyframe model draws that picture first. A text-to-video model starts from words alone:
+    a request with an image is refused, and there is neither a keyframe stage nor a plan. It renders 4n + 1 frames, the
+    next such number, and leaves away those that were not asked for.
     """
 
     @_typing.overload
@@ -50,7 +52,8 @@ class VideoServiceStub:
     """Tells what memory a clip would take and with which levers, without rendering it; what is refused here is refused by
     Generate. Never waits for a running generation. Idempotent.
 
-    Errors: INVALID_ARGUMENT / INVALID_FIELD; UNAVAILABLE / MODEL_LOADING, DRAINING or ENGINE_DEAD.
+    Errors: INVALID_ARGUMENT / INVALID_FIELD; FAILED_PRECONDITION / NOT_PLANNED for a text-to-video model; UNAVAILABLE /
+    MODEL_LOADING, DRAINING or ENGINE_DEAD.
     """
     MemoryStatus: _grpc.UnaryUnaryMultiCallable[_video_pb2.MemoryStatusRequest, _video_pb2.MemoryStatusResponse]
     """Tells this server's memory. Never waits for a running generation. Idempotent."""
@@ -63,7 +66,9 @@ class VideoServiceStub:
 @_typing.type_check_only
 class VideoServiceAsyncStub(VideoServiceStub):
     """Renders clips with the one video model that this server owns. The model starts from a picture; where a request
-    has only words, the server's keyframe model draws that picture first.
+    has only words, the server's keyframe model draws that picture first. A text-to-video model starts from words alone:
+    a request with an image is refused, and there is neither a keyframe stage nor a plan. It renders 4n + 1 frames, the
+    next such number, and leaves away those that were not asked for.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -82,7 +87,8 @@ class VideoServiceAsyncStub(VideoServiceStub):
     """Tells what memory a clip would take and with which levers, without rendering it; what is refused here is refused by
     Generate. Never waits for a running generation. Idempotent.
 
-    Errors: INVALID_ARGUMENT / INVALID_FIELD; UNAVAILABLE / MODEL_LOADING, DRAINING or ENGINE_DEAD.
+    Errors: INVALID_ARGUMENT / INVALID_FIELD; FAILED_PRECONDITION / NOT_PLANNED for a text-to-video model; UNAVAILABLE /
+    MODEL_LOADING, DRAINING or ENGINE_DEAD.
     """
     MemoryStatus: _aio.UnaryUnaryMultiCallable[_video_pb2.MemoryStatusRequest, _video_pb2.MemoryStatusResponse]  # type: ignore[assignment]
     """Tells this server's memory. Never waits for a running generation. Idempotent."""
@@ -94,7 +100,9 @@ class VideoServiceAsyncStub(VideoServiceStub):
 
 class VideoServiceServicer(metaclass=_abc_1.ABCMeta):
     """Renders clips with the one video model that this server owns. The model starts from a picture; where a request
-    has only words, the server's keyframe model draws that picture first.
+    has only words, the server's keyframe model draws that picture first. A text-to-video model starts from words alone:
+    a request with an image is refused, and there is neither a keyframe stage nor a plan. It renders 4n + 1 frames, the
+    next such number, and leaves away those that were not asked for.
     """
 
     @_abc_1.abstractmethod
@@ -123,7 +131,8 @@ class VideoServiceServicer(metaclass=_abc_1.ABCMeta):
         """Tells what memory a clip would take and with which levers, without rendering it; what is refused here is refused by
         Generate. Never waits for a running generation. Idempotent.
 
-        Errors: INVALID_ARGUMENT / INVALID_FIELD; UNAVAILABLE / MODEL_LOADING, DRAINING or ENGINE_DEAD.
+        Errors: INVALID_ARGUMENT / INVALID_FIELD; FAILED_PRECONDITION / NOT_PLANNED for a text-to-video model; UNAVAILABLE /
+        MODEL_LOADING, DRAINING or ENGINE_DEAD.
         """
 
     @_abc_1.abstractmethod
