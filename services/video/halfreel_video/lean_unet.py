@@ -13,6 +13,7 @@ of schedulers, guidance or levers.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,8 +58,10 @@ class LeanUnet:
         for module in unet.modules():
             if isinstance(module, TransformerSpatioTemporalModel):
                 self._take_over_transformer(module)
-            if isinstance(module, BasicTransformerBlock | TemporalBasicTransformerBlock) and module.attn2 is not None:
-                self._take_over_cross_attention(module)
+            if isinstance(module, BasicTransformerBlock | TemporalBasicTransformerBlock):
+                # Called with what the attention gives, of one row for each of its batch.
+                module.attn2.forward = _given
+                module.norm2.forward = _untouched
         # The object's own attribute, like those of the parts: torch calls it, with its hooks around it.
         unet.forward = self._forward
         unet.lean = self
@@ -68,17 +71,6 @@ class LeanUnet:
         if value is None:
             value = self._kept.values[key] = compute()
         return value
-
-    def _take_over_cross_attention(self, block: Any) -> None:
-        attention = block.attn2
-
-        def forward(hidden: torch.Tensor, encoder_hidden_states: torch.Tensor, **_: Any) -> torch.Tensor:
-            # (clips, 1, channels) for each clip of the batch; a batch has as many rows for every clip.
-            value = self._once(attention, lambda: attention.to_out[0](attention.to_v(encoder_hidden_states)))
-            return value.repeat_interleave(len(hidden) // len(value), dim=0)
-
-        attention.forward = forward
-        block.norm2.forward = lambda hidden: hidden
 
     def _take_over_transformer(self, model: Any) -> None:
         def places(clip_count: int, frame_count: int, like: torch.Tensor) -> torch.Tensor:
@@ -100,9 +92,13 @@ class LeanUnet:
             hidden = model.proj_in(hidden.permute(0, 2, 3, 1).reshape(image_count, height * width, channel_count))
             place = self._once(model, lambda: places(clip_count, frame_count, hidden))
             for block, temporal_block in zip(model.transformer_blocks, model.temporal_transformer_blocks, strict=True):
-                hidden = block(hidden, encoder_hidden_states=encoder_hidden_states)
+                seen = self._once(block, partial(_attended, block, encoder_hidden_states))
+                seen_in_time = self._once(temporal_block, partial(_attended, temporal_block, encoder_hidden_states))
+                hidden = block(hidden, encoder_hidden_states=seen.repeat_interleave(frame_count, dim=0))
                 mixed = temporal_block(
-                    hidden + place, num_frames=frame_count, encoder_hidden_states=encoder_hidden_states
+                    hidden + place,
+                    num_frames=frame_count,
+                    encoder_hidden_states=seen_in_time.repeat_interleave(height * width, dim=0),
                 )
                 hidden = model.time_mixer(x_spatial=hidden, x_temporal=mixed, image_only_indicator=image_only_indicator)
             hidden = model.proj_out(hidden).reshape(image_count, height, width, channel_count)
@@ -180,6 +176,20 @@ class LeanUnet:
         )
         hidden = unet.conv_out(unet.conv_act(unet.conv_norm_out(hidden)))
         return hidden.reshape(clip_count, frame_count, *hidden.shape[1:])
+
+
+def _attended(block: Any, embedding: torch.Tensor) -> torch.Tensor:
+    """What a block's cross attention gives to every query of a clip: (clips, 1, channels)."""
+    result: torch.Tensor = block.attn2.to_out[0](block.attn2.to_v(embedding))
+    return result
+
+
+def _given(hidden: torch.Tensor, encoder_hidden_states: torch.Tensor, **_: Any) -> torch.Tensor:
+    return encoder_hidden_states
+
+
+def _untouched(hidden: torch.Tensor) -> torch.Tensor:
+    return hidden
 
 
 def _context(block: Any, embedding: torch.Tensor) -> dict[str, torch.Tensor]:
