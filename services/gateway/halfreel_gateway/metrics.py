@@ -36,6 +36,7 @@ SCENE_STATES = ("waiting", "rendering", "rendered")
 FAILURE_REASONS = (
     "CLIP_CORRUPT",
     "DISK_FULL",
+    "GRAMMAR_FAILED",
     "INTERNAL",
     "INVALID_FIELD",
     "MODEL_REFUSED",
