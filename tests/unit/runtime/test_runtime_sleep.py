@@ -163,10 +163,10 @@ async def test_a_sleep_that_fails_leaves_the_model_awake(running: Running, monke
 
 
 async def test_the_watchdog_does_not_watch_a_wake(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with running_with(stall_s=0.2) as running:
+    async with running_with(stall_s=0.8) as running:
         await running.memory.Sleep(gpu_pb2.SleepRequest())
         model, wake = model_of(running), model_of(running).wake
-        monkeypatch.setattr(model, "wake", lambda: (time.sleep(0.6), wake()))
+        monkeypatch.setattr(model, "wake", lambda: (time.sleep(1.6), wake()))
         waking = asyncio.create_task(text_of(running, "recite"))
         await asyncio.sleep(0.3)
         assert await state(running) == gpu_pb2.MODEL_STATE_WAKING
