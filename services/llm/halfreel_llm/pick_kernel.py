@@ -108,7 +108,7 @@ def _pick(
             at = begin + tl.arange(0, BLOCK)
             logit = tl.load(logits + at, mask=at < size, other=float("-inf"))
             bits = _mixed(_mixed(at.to(tl.uint32) ^ low_key) ^ high_key)
-            uniform = ((bits >> 8).to(tl.float32) + 0.5) * 5.9604644775390625e-08
+            uniform = ((bits >> 9).to(tl.float32) + 0.5) * 1.1920928955078125e-07  # 2^-23; see sampling._uniform
             drawn = (logit.to(tl.float32) - largest) / temperature - tl.log(-tl.log(uniform))
             drawn = tl.where((_rank(logit) >= least) & (logit > float("-inf")), drawn, float("-inf"))
             better = drawn > best

@@ -107,9 +107,17 @@ def _noise(rows: Tensor, settings: Sequence[SamplingSettings], places: Sequence[
     low = torch.tensor([key & _WORD for key in keys], device=rows.device)[:, None]
     high = torch.tensor([key >> 32 for key in keys], device=rows.device)[:, None]
     bits = _mixed(_mixed(torch.arange(rows.shape[1], device=rows.device) ^ low) ^ high)
-    uniform = ((bits >> 8).float() + 0.5) * 2.0**-24  # never 0 and never 1
+    uniform = _uniform(bits)
     drawn = torch.tensor([not each.greedy for each in settings], device=rows.device)[:, None]
     return torch.where(drawn, -(-uniform.log()).log(), 0.0)
+
+
+def _uniform(bits: Tensor) -> Tensor:
+    """Returns numbers between 0 and 1, neither of them included, from 32 bits each.
+
+    23 of them: with 24 and the half, float32 would round the largest number up to 1, whose noise is infinite.
+    """
+    return ((bits >> 9).float() + 0.5) * 2.0**-23
 
 
 def _mixed(word: Tensor) -> Tensor:
