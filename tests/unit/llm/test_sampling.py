@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from halfreel_llm.sampling import NOT_FINITE, SamplingSettings, noise_key, pick
+from halfreel_llm.sampling import NOT_FINITE, SamplingSettings, _uniform, noise_key, pick
 
 ALL = torch.ones(5, dtype=torch.bool)
 
@@ -116,6 +116,12 @@ def test_equals_at_the_cut_are_all_kept() -> None:
     row = logits_of(0.4, 0.2, 0.2, 0.1, 0.1)
     drawing = sampler(top_k=2)
     assert {drawing.pick(row, ALL) for _ in range(300)} == {0, 1, 2}
+
+
+def test_the_number_of_a_draw_is_neither_0_nor_1() -> None:
+    numbers = _uniform(torch.tensor([0, 2**9 - 1, 2**31, 2**32 - 2**9, 2**32 - 1]))
+    assert ((numbers > 0) & (numbers < 1)).all()
+    assert (-(-numbers.log()).log()).isfinite().all()  # an infinite one would win over every token that is allowed
 
 
 def test_noise_keys_are_those_of_splitmix64() -> None:
