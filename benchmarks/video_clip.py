@@ -1,0 +1,382 @@
+"""Seconds of a clip, a step and the VAE, peak memory and likeness: diffusers as it comes against ours, in one process.
+
+    python benchmarks/video_clip.py --model pocket|real|tiny [--step-count 4] [--rounds 3] [--out FOLDER]
+
+The same seed and first picture for all; clips alternate, so that what else the machine does falls on all alike. A clip
+is timed from its first picture to its RGB frames. `real` is SVD-XT with random weights, built on the GPU: memory and
+speed do not depend on the values; 25 frames of 1024x576 with guidance, FP16, and FP32 once to hold all against.
+`pocket` is the trained pocket model as the server has it. `tiny` only tries the script. With fewer steps than a whole
+clip has, seconds of a clip are not told.
+
+Variants: "diffusers" (StableVideoDiffusionPipeline as it comes, decode chunk 8), "exact" (the server's),
+"channels_last" and "compiled" (of the exact one: weights in channels_last; blocks compiled one by one as well), and
+each trade.
+"""
+
+# ruff: noqa: E402 - the allocator and the hub client are told before torch and diffusers are imported
+
+from __future__ import annotations
+
+import argparse
+import copy
+import gc
+import json
+import math
+import os
+import statistics
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+os.environ["HF_HUB_OFFLINE"] = "1"
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "tests" / "gpu"), str(ROOT / "benchmarks")]
+
+import numpy as np
+import torch
+from PIL import Image
+
+from halfreel_video.quiet import quiet_libraries
+
+quiet_libraries()
+
+import make_svd_xt
+from likeness import psnr_db, ssim
+from memory_card import limited, say, write
+
+from halfreel_video.clip import ClipRequest
+from halfreel_video.folder import KEYFRAME, SVD, open_folder
+from halfreel_video.lean_unet import make_lean
+from halfreel_video.levers import Levers
+from halfreel_video.loading import load_keyframe, load_svd
+from halfreel_video.svd import Denoising, decode, encode
+from halfreel_video.trades import TRADES
+
+GIB = 2**30
+UNET_TFLOP, VAE_TFLOP = 159.9, 6.94  # of a step with guidance and of a frame, 25 frames of 1024x576
+SIZES = {"real": (1024, 576, 25), "tiny": (64, 64, 5)}
+
+
+@dataclass
+class Taken:
+    """What one variant's clips took; the first clip of each is a warm-up and counts for nothing but its frames."""
+
+    clip_s: list[float] = field(default_factory=list)
+    step_s: list[float] = field(default_factory=list)
+    vae_s: list[float] = field(default_factory=list)
+    peak_bytes: int = 0
+    frames: Any = None
+    prepared_s: float = 0.0
+
+
+class Bench:
+    """One pipeline in one arithmetic, and its clip."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.device = torch.device("cuda:0" if arguments.model == "real" and not arguments.cpu else "cpu")
+        self.on_gpu = self.device.type == "cuda"
+        began_at = time.monotonic()
+        self.pipeline, (width, height, frame_count), steps, scale, picture = load(arguments.model, self.device)
+        self.unet = self.pipeline.unet  # as it comes
+        self.lean = copy.deepcopy(self.unet)
+        make_lean(self.lean)
+        if picture is None:
+            noise = np.random.default_rng(1).integers(0, 255, (9, 16, 3), dtype=np.uint8)
+            picture = Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+        self.picture = picture
+        self.step_count = arguments.step_count or steps
+        self.whole = self.step_count == steps
+        self.clip = ClipRequest(
+            request_id="clip",
+            prompt="",
+            image=picture,
+            width_px=width,
+            height_px=height,
+            frame_count=frame_count,
+            step_count=self.step_count,
+            fps=7,
+            motion_bucket=127,
+            guidance_scale=scale,
+            seed=1,
+            preview=False,
+            levers=Levers(),
+            segment_frame_count=frame_count,
+        )
+        self.built_s = time.monotonic() - began_at
+
+    def sync(self) -> None:
+        """Waits for the device."""
+        if self.on_gpu:
+            torch.cuda.synchronize()
+
+    def clear(self) -> None:
+        """Frees what the variant before left."""
+        gc.collect()
+        if self.on_gpu:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+
+    def as_it_comes(self, taken: Taken) -> Any:
+        """The call of diffusers; steps are told apart by its callback, which waits for the device."""
+        stamps: list[float] = []
+
+        def stamp(_pipeline: Any, _index: int, _timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+            self.sync()
+            stamps.append(time.monotonic())
+            return values
+
+        clip = self.clip
+        self.pipeline.unet = self.unet
+        self.sync()
+        began_at = time.monotonic()
+        pictures = self.pipeline(
+            self.picture,
+            height=clip.height_px,
+            width=clip.width_px,
+            num_frames=clip.frame_count,
+            num_inference_steps=clip.step_count,
+            fps=clip.fps,
+            motion_bucket_id=clip.motion_bucket,
+            max_guidance_scale=clip.guidance_scale,
+            decode_chunk_size=8,
+            generator=torch.Generator("cpu").manual_seed(clip.seed),
+            callback_on_step_end=stamp,
+        ).frames[0]
+        ended_at = time.monotonic()
+        taken.clip_s.append(ended_at - began_at)
+        taken.step_s += np.diff(stamps).tolist()
+        taken.vae_s.append(ended_at - stamps[-1])
+        return np.stack([np.asarray(each) for each in pictures])
+
+    def ours(self, taken: Taken, unet: Any, trades: tuple[str, ...] = ()) -> Any:
+        """The server's loops, to RGB frames."""
+        self.pipeline.unet = unet
+        clip = ClipRequest(**(vars(self.clip) | {"trades": trades}))
+        self.sync()
+        began_at = time.monotonic()
+        generator = torch.Generator("cpu").manual_seed(clip.seed)
+        conditioning = encode(self.pipeline, self.picture, clip, clip.frame_count, generator)
+        denoising = Denoising(self.pipeline, conditioning, clip, generator)
+        stamps: list[float] = []
+        while denoising.done_count < denoising.step_count:
+            if denoising.advance() is not None:
+                stamps.append(time.monotonic())
+        frames = np.concatenate(list(decode(self.pipeline, denoising.latents, 8)))
+        ended_at = time.monotonic()
+        taken.clip_s.append(ended_at - began_at)
+        # Of a clip whose steps differ the mean counts, so that all are kept but the first.
+        taken.step_s += np.diff(stamps).tolist()
+        taken.vae_s.append(ended_at - stamps[-1])
+        return frames
+
+    def in_fp32(self) -> Any:
+        """The clip in FP32, by diffusers' own UNet; the parts come back as they were."""
+        half = next(self.unet.parameters()).dtype
+        parts = (self.unet, self.pipeline.vae, self.pipeline.image_encoder)
+        for part in parts:
+            torch.nn.Module.to(part, torch.float32)
+        try:
+            return self.as_it_comes(Taken())
+        finally:
+            for part in parts:
+                torch.nn.Module.to(part, half)
+
+
+def load(name: str, device: torch.device) -> tuple[Any, tuple[int, int, int], int, float, Any]:
+    """A pipeline, its clip's size, steps and guidance, and a first picture where the model draws one."""
+    if name == "pocket":
+        from halfreel_video.keyframe import draw_keyframe
+        from halfreel_video.keyframe_defaults import KeyframeDefaults
+        from halfreel_video.model import ClipDefaults
+
+        folder, keyframe_folder = open_folder("pocket", SVD), open_folder("pocket", KEYFRAME)
+        pipeline = load_svd(folder, torch.float32, device)
+        # Ours is a copy: diffusers' own forward is put back.
+        pipeline.unet = pristine(pipeline.unet)
+        keyframe = load_keyframe(keyframe_folder, torch.float32, device)
+        defaults = ClipDefaults.of(folder, int(pipeline.unet.config.num_frames))
+        size = defaults.width_px, defaults.height_px, defaults.frame_count
+        drawn = KeyframeDefaults.of(keyframe_folder, keyframe)
+        picture = draw_keyframe(keyframe, drawn, "a red circle moving over a blue sky", size[0], size[1], 1)
+        return pipeline, size, defaults.step_count, defaults.guidance_scale, picture
+    torch.manual_seed(0)
+    pipeline = make_svd_xt.svd_xt(make_svd_xt.SIZES[name], device)
+    pipeline.set_progress_bar_config(disable=True)
+    for part in (pipeline.unet, pipeline.vae, pipeline.image_encoder):
+        dtype = torch.float16 if device.type == "cuda" else torch.float32
+        torch.nn.Module.to(part, device, dtype).eval().requires_grad_(False)
+    return pipeline, SIZES[name], 25, 3.0, None
+
+
+def pristine(unet: Any) -> Any:
+    """The same weights under diffusers' own forward."""
+    fresh = type(unet).from_config(unet.config).eval().requires_grad_(False)
+    fresh.load_state_dict(unet.state_dict())
+    return fresh
+
+
+def channels_last(module: Any) -> Any:
+    """Has the weights of convolutions in the order that their kernels like."""
+    for part in module.modules():
+        if isinstance(part, torch.nn.Conv2d):
+            part.to(memory_format=torch.channels_last)
+        elif isinstance(part, torch.nn.Conv3d):
+            part.to(memory_format=torch.channels_last_3d)
+    return module
+
+
+def compiled(module: Any) -> Any:
+    """Compiles every transformer block and resnet by itself: those of one shape share what was compiled."""
+    from diffusers.models.attention import BasicTransformerBlock, TemporalBasicTransformerBlock
+    from diffusers.models.resnet import SpatioTemporalResBlock
+
+    torch._dynamo.config.recompile_limit = 64
+    for part in module.modules():
+        if isinstance(part, BasicTransformerBlock | TemporalBasicTransformerBlock | SpatioTemporalResBlock):
+            part.forward = torch.compile(part.forward, dynamic=False)
+    return module
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """All variants, round after round."""
+    deadline = time.monotonic() + arguments.budget_s
+    bench = Bench(arguments)
+    card = torch.cuda.get_device_name(0) if bench.on_gpu else "cpu"
+    say(part="built", seconds=round(bench.built_s, 2), card=card, torch=torch.__version__)
+    taken: dict[str, Taken] = {}
+    reference = bench.in_fp32() if bench.on_gpu and "fp32" in arguments.variants else None
+    say(part="fp32", seconds=round(time.monotonic() - deadline + arguments.budget_s, 2))
+    made: dict[str, Callable[[Taken], Any]] = {
+        "diffusers": bench.as_it_comes,
+        "exact": lambda taken: bench.ours(taken, bench.lean),
+    }
+    for trade in TRADES:
+        made[trade] = lambda taken, trade=trade: bench.ours(taken, bench.lean, (trade,))
+    made["both_trades"] = lambda taken: bench.ours(taken, bench.lean, TRADES)
+
+    def one(name: str, *, warm_up: bool = False) -> None:
+        bench.clear()
+        mine = taken.setdefault(name, Taken())
+        given = Taken() if warm_up else mine
+        mine.frames = made[name](given)
+        if bench.on_gpu:
+            mine.peak_bytes = max(mine.peak_bytes, torch.cuda.max_memory_allocated())
+        say(
+            part=name,
+            warm_up=warm_up,
+            clip_s=round(given.clip_s[-1], 3),
+            step_ms=[round(1000 * each, 2) for each in given.step_s[1 - bench.step_count :]],
+            vae_s=round(given.vae_s[-1], 3),
+        )
+
+    def part(name: str, *, warm_up: bool = False) -> None:
+        left = int(deadline - time.monotonic())
+        if left < 1:
+            say(part=name, left_out="no time is left")
+            return
+        try:
+            with limited(left):
+                one(name, warm_up=warm_up)
+        except Exception as error:
+            say(part=name, failed=f"{type(error).__name__}: {error}"[:300])
+            traceback.print_exc(limit=-4)
+
+    names = [name for name in made if name in arguments.variants]
+    for name in names:
+        part(name, warm_up=True)
+    for _ in range(arguments.rounds):
+        for name in names:
+            part(name)
+    # These change the weights' order and the layers, so that they come last.
+    for name, change in (("channels_last", channels_last), ("compiled", compiled)):
+        if name not in arguments.variants:
+            continue
+        unet = change(bench.lean)
+        if name == "compiled":
+            change(channels_last(bench.pipeline.vae.decoder))
+        made[name] = lambda taken, unet=unet: bench.ours(taken, unet)
+        began_at = time.monotonic()
+        part(name, warm_up=True)
+        if name in taken:
+            taken[name].prepared_s = time.monotonic() - began_at
+        for _ in range(arguments.rounds):
+            part(name)
+    return figures(bench, taken, reference)
+
+
+def figures(bench: Bench, taken: dict[str, Taken], reference: Any) -> dict[str, Any]:
+    """What is told, by variant and by the names that are kept over time."""
+    variants: dict[str, Any] = {}
+    base = taken.get("diffusers")
+    for name, each in taken.items():
+        if not each.clip_s:
+            continue
+        mine: dict[str, Any] = {
+            "step_ms": round(1000 * statistics.mean(each.step_s), 2) if each.step_s else None,
+            "vae_s": round(statistics.median(each.vae_s), 4),
+            "clip_s": round(statistics.median(each.clip_s), 3) if bench.whole else None,
+            "step_count": bench.step_count,
+            "clips": len(each.clip_s),
+        }
+        if each.prepared_s:
+            mine["first_clip_s"] = round(each.prepared_s, 1)
+        if bench.on_gpu:
+            mine["peak_gib"] = round(each.peak_bytes / GIB, 3)
+            if bench.clip.frame_count == 25 and each.step_s and name in ("diffusers", "exact", "compiled"):
+                mine["unet_tflop_s"] = round(UNET_TFLOP / statistics.mean(each.step_s), 1)
+        for label, other in (("fp32", reference), ("diffusers", base.frames if base else None)):
+            if other is not None and name != label:
+                mine[f"psnr_to_{label}_db"] = _finite(psnr_db(each.frames, other))
+                mine[f"ssim_to_{label}"] = round(ssim(each.frames, other), 5)
+                mine[f"max_to_{label}"] = int(np.abs(each.frames.astype(int) - other).max())
+        variants[name] = mine
+    found: dict[str, Any] = {"model_clip": list(SIZES.get("real", ())) if bench.on_gpu else None, "variants": variants}
+    ours, theirs = variants.get("exact"), variants.get("diffusers")
+    if ours and theirs:
+        found |= {"step_ms": ours["step_ms"], "step_diffusers_ms": theirs["step_ms"], "vae_s": ours["vae_s"]}
+        found |= {"clip_s": ours["clip_s"], "clip_diffusers_s": theirs["clip_s"]}
+        # Of clips that were rendered side by side, so that a slow moment falls on both.
+        pairs = zip(taken["exact"].clip_s, taken["diffusers"].clip_s, strict=False)
+        found["clip_ratio"] = round(statistics.median(one / other for one, other in pairs), 4)
+        found["peak_gib"] = ours.get("peak_gib")
+        if "psnr_to_fp32_db" in ours and "psnr_to_fp32_db" in theirs:
+            found["psnr_margin_db"] = round(ours["psnr_to_fp32_db"] - theirs["psnr_to_fp32_db"], 3)
+    return found
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity: None where two clips are the same."""
+    return round(value, 3) if math.isfinite(value) else None
+
+
+def main() -> None:
+    """Prints one JSON line a part, and the result last."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=("pocket", "real", "tiny"), default="pocket")
+    parser.add_argument("--variants", default="", help="comma-separated; all but channels_last and compiled on a CPU")
+    parser.add_argument("--step-count", type=int, default=0, help="0 takes the model's own")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--budget-s", type=float, default=3600.0, help="parts that begin later are left out")
+    parser.add_argument("--thread-count", type=int, default=0)
+    parser.add_argument("--cpu", action="store_true")
+    parser.add_argument("--card", default="cpu", help="in the name of the result: h200, h100 or cpu")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    if arguments.thread_count:
+        torch.set_num_threads(arguments.thread_count)
+    torch.backends.cudnn.deterministic = True  # as the server
+    usual = ["fp32", "diffusers", "exact", *TRADES, "both_trades"]
+    heavy = ["channels_last", "compiled"] if arguments.model == "real" else []
+    arguments.variants = arguments.variants.split(",") if arguments.variants else usual + heavy
+    with torch.no_grad():
+        found = run(arguments)
+    print(json.dumps(json.loads(write(arguments.out, f"video_clip-{arguments.card}", arguments.card, found))))
+
+
+if __name__ == "__main__":
+    main()
