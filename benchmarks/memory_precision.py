@@ -37,7 +37,7 @@ def one_precision(rig: Rig, out: Path | None) -> dict[str, Any]:
     with rig.watched() as seen:
         picture, drawn = measurement.keyframe(clip)
         conditioning, looked, encoded = measurement.encode(clip, picture)
-        latents, denoised = measurement.denoise(clip, conditioning)
+        latents, denoised = measurement.denoise(clip, conditioning, timed=True)
         _, decoded = measurement.decode(latents, levers)
     phases = (drawn, looked, encoded, denoised, decoded)
     step_s = statistics.median(denoised.piece_s[1:])

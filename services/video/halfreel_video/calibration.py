@@ -17,6 +17,7 @@ import torch
 from halfreel_video.clip import ClipRequest
 from halfreel_video.coefficients import CALIBRATED, Coefficients, Line, StepSpeed, lever_key
 from halfreel_video.estimate import ITEM_BYTES, LATENT_PX, Shape
+from halfreel_video.layout import UNET
 from halfreel_video.levers import SAVER_CHUNK_COUNT, SDPA, SLICED, Levers
 from halfreel_video.measurement import Measurement, Taken
 from halfreel_video.model import VideoModel
@@ -141,10 +142,10 @@ def copy_rate(model: VideoModel) -> float:
     layout = model.layout
     layout.arrange(Levers(offload_idle_parts=True))
     layout.park_all()
-    layout.use("unet")
+    layout.use(UNET)
     rates = []
     for _ in range(3):
-        layout.park("unet")
+        layout.park(UNET)
         rates.append(_timed_copy(model))
     return statistics.median(rates)
 
@@ -153,7 +154,7 @@ def _timed_copy(model: VideoModel) -> float:
     if model.device.kind == "cuda":
         torch.cuda.synchronize()
     began_at = time.monotonic()
-    model.layout.use("unet")
+    model.layout.use(UNET)
     if model.device.kind == "cuda":
         torch.cuda.synchronize()
     return model.layout.device_bytes() / max(1e-9, time.monotonic() - began_at)
@@ -190,18 +191,17 @@ def _samples(
 def _denoise_samples(model: VideoModel, clip: ClipRequest, ways: Sequence[tuple[int, str]]) -> list[Sample]:
     measurement, samples = Measurement(model), []
     for count, backend in ways:
-        for split in (False, True):
-            levers = Levers(
-                attention_backend=backend, split_guidance=split, feed_forward_chunk_count=count, offload_idle_parts=True
-            )
+        levers = Levers(attention_backend=backend, feed_forward_chunk_count=count, offload_idle_parts=True)
+        # Both halves of guidance together, and where it is worth the time one alone.
+        for guidance in (clip.guidance_scale, 1.0) if count in (1, SAVER_CHUNK_COUNT) else (clip.guidance_scale,):
             model.layout.arrange(levers)
-            asked = replace(clip, levers=levers)
-            model.layout.use("unet")
-            _, taken = measurement.denoise(asked, measurement.conditioning(asked))
-            shape = Shape(clip.width_px, clip.height_px, clip.frame_count, 1, clip.step_count, True, True)
+            asked = replace(clip, levers=levers, guidance_scale=guidance)
+            model.layout.use(UNET)
+            _, taken = measurement.denoise(asked, measurement.conditioning(asked), timed=True)
+            shape = Shape(clip.width_px, clip.height_px, clip.frame_count, 1, clip.step_count, guidance > 1, True)
             cells = shape.cells_at_once(levers)
             unit = cells * model.architecture.unet_channels * ITEM_BYTES[model.dtype_name]
-            seconds = taken.piece_s[-1] / (2 if split else 1)
+            seconds = taken.piece_s[-1]
             samples.append(_sample(lever_key(count, backend), unit, taken, seconds, cells, shape.cells_per_frame))
     return samples
 

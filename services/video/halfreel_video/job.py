@@ -220,6 +220,7 @@ class ClipJob:
                     def decode_next() -> NDArray[np.uint8]:
                         chunk = latents[:, done : done + ladder.decode_chunk_frame_count]  # noqa: B023  # called at once
                         self._layout.use(VAE)
+                        self._layout.release_cached()  # or a chunk would take more than the first
                         return self._finite(lambda: decode_chunk(svd, chunk), VAE)
 
                     chunk = self._persistent(decode_next, ladder.lower_decode)

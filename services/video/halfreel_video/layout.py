@@ -5,6 +5,7 @@ Used by the engine's thread alone. Knows nothing of clips, nor of what a lever s
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import Any
 
@@ -46,11 +47,24 @@ class Layout:
         self._here = {
             name: next(parts[0].parameters()).device.type == device.type for name, parts in self._modules.items()
         }
+        if device.type == "cuda":
+            self._gather()
         self._stream: WeightStream | None = None
         self._feed_forward = FeedForwardChunks(svd.unet)
         self.attention = Attention(svd.unet, device, dtype)
         self._levers = Levers()
         self.changed: set[str] = set()  # parts in another arithmetic than they were loaded in
+
+    def _gather(self) -> None:
+        """Moves each part that is on the device to one piece of its memory.
+
+        As they were loaded, thousands of tensors lie between holes that large tensors don't fit: decoding 8 frames then
+        held 20.0 GiB on an H100, and 17.7 where the weights were in one piece.
+        """
+        for name, here in self._here.items():
+            for weights in self._weights[name] if here else ():
+                weights.gather(self.device)
+        self.release_cached()
 
     @property
     def levers(self) -> Levers:
@@ -206,4 +220,7 @@ class Layout:
             weights.keep(pinned=self.device.type == "cuda")
         except PinError as error:  # the system pins no more memory: slower, and right
             _logger.warning("not_pinned", extra={"reason": str(error), "size_bytes": weights.size_bytes})
+            with contextlib.suppress(RuntimeError):
+                # The driver keeps the refusal as its last error, and a library would take it for its own.
+                torch.zeros(1, device=self.device)
             weights.keep(pinned=False)

@@ -76,11 +76,14 @@ class Measurement:
             halves == 2,
         )
 
-    def denoise(self, clip: ClipRequest, conditioning: Conditioning) -> tuple[torch.Tensor, Taken]:
-        """Does all steps."""
+    def denoise(
+        self, clip: ClipRequest, conditioning: Conditioning, *, timed: bool = False
+    ) -> tuple[torch.Tensor, Taken]:
+        """Does all steps; `timed` does each by itself, so that the times of few of them are those of many."""
         model, generator = self._model, torch.Generator("cpu").manual_seed(clip.seed)
         with self._phase(UNET) as taken:
             denoising = Denoising(model.svd, conditioning, clip, generator)
+            denoising.ahead_count = 0 if timed else denoising.ahead_count
             began_at = time.monotonic()
             while denoising.done_count < denoising.step_count:
                 model.layout.use(UNET)
@@ -95,6 +98,7 @@ class Measurement:
         with self._phase(VAE) as taken:
             model.layout.use(VAE)
             for start in range(0, latents.shape[1], levers.decode_chunk_frame_count):
+                model.layout.release_cached()
                 began_at = time.monotonic()
                 chunks.append(decode_chunk(model.svd, latents[:, start : start + levers.decode_chunk_frame_count]))
                 taken.piece_s.append(time.monotonic() - began_at)

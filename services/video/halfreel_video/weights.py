@@ -74,15 +74,25 @@ class FlatWeights:
         """
         if self._host is not None:
             return
-        if pinned:
-            self._arena = HostArena(self.size_bytes, pinned=True)
-            _, piece = next(self._arena.pieces(0, self.size_bytes))
-            host = piece.new_empty(0).set_(piece.untyped_storage(), 0, (self.size_bytes,), (1,))
-        else:
+        if not pinned:
             host = torch.empty(self.size_bytes, dtype=torch.uint8)
-        for place in self._places:
-            place.view(host).copy_(place.tensor().data)
-        self._host = host
+            for place in self._places:
+                place.view(host).copy_(place.tensor().data)
+            self._host = host
+            return
+        arena = HostArena(self.size_bytes, pinned=True)
+        try:
+            for place in self._places:
+                raw = place.tensor().data.contiguous().view(-1).view(torch.uint8)
+                # A copy that crosses from one locked stretch to the next is refused by the driver.
+                for start, piece in arena.pieces(place.start, place.length):
+                    piece.copy_(raw[start : start + len(piece)])
+        except BaseException:
+            arena.close()
+            raise
+        _, piece = next(arena.pieces(0, self.size_bytes))
+        self._host = piece.new_empty(0).set_(piece.untyped_storage(), 0, (self.size_bytes,), (1,))
+        self._arena = arena
 
     def copy_to(self, buffer: torch.Tensor) -> None:
         """Copies the weights from home to a buffer of their size, on the present stream; returns at once if pinned."""
@@ -99,6 +109,18 @@ class FlatWeights:
             self.copy_to(buffer)
             self._device = buffer
         self.point_to(self._device)
+
+    def gather(self, device: torch.device) -> None:
+        """Has the weights, which are on the device, in one piece there: nothing is scattered among other tensors.
+
+        Raises:
+            torch.OutOfMemoryError: there is no room for them twice, even part by part; they are where they were.
+        """
+        buffer = torch.empty(self.size_bytes, dtype=torch.uint8, device=device)
+        for place in self._places:
+            place.view(buffer).copy_(place.tensor().data)
+        self._device = buffer
+        self.point_to(buffer)
 
     def park(self) -> None:
         """Leaves the device: from now on the modules' tensors are those at home."""
