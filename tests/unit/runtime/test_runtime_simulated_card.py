@@ -274,16 +274,32 @@ def test_what_is_no_trace_is_refused(tmp_path: Path, content: str) -> None:
 
 
 def test_torchs_recorder_becomes_events_with_phases() -> None:
+    segments = [
+        {
+            "address": 100,
+            "blocks": [
+                {"size": 512, "state": "active_allocated"},
+                {"size": 1024, "state": "inactive"},
+                {"size": 2048, "state": "active_allocated"},
+            ],
+        }
+    ]
     entries = [
-        {"action": "free_completed", "addr": 99, "size": 512, "time_us": 5},  # from before the recording
+        {"action": "free_completed", "addr": 99, "size": 512, "time_us": 5},  # nobody knows of what
+        {"action": "free_completed", "addr": 1636, "size": 2000, "time_us": 6},
         {"action": "segment_map", "addr": 0, "size": 20 * MIB, "time_us": 10},
         {"action": "alloc", "addr": 7, "size": 1000, "time_us": 10},
         {"action": "free_requested", "addr": 7, "size": 1000, "time_us": 20},
         {"action": "free_completed", "addr": 7, "size": 1000, "time_us": 20},
+        {"action": "segment_unmap", "addr": 0, "size": 20 * MIB, "time_us": 30},
+        {"action": "segment_unmap", "addr": 50, "size": 20 * MIB, "time_us": 30},
         {"action": "alloc", "addr": 7, "size": 2000, "time_us": 40},
     ]
     marks = [Mark(9, "load"), Mark(15, "denoise"), Mark(30, None), Mark(35, "decode")]
-    assert list(events_of_snapshot(entries, marks)) == [
+    assert list(events_of_snapshot(entries, marks, segments)) == [
+        Event("a", 100, 512, ""),
+        Event("a", 1636, 2048, ""),
+        Event("f", 1636, 2048, ""),
         Event("a", 7, 1000, "load"),
         Event("f", 7, 1000, "denoise"),
         Event("e", 0, 0, "denoise"),

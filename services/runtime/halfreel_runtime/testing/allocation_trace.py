@@ -41,10 +41,10 @@ class Event(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """What torch's recorder does not know: when a phase began, or (None) the cache was emptied; in us since 1970."""
+    """What torch's recorder does not know: when a phase began, in microseconds since 1970."""
 
     time_us: int
-    phase: str | None
+    phase: str | None  # None says nothing: an emptied cache is seen by the memory that it gives back
 
 
 @dataclass(frozen=True)
@@ -121,27 +121,37 @@ def read_trace(path: Path) -> AllocationTrace:
     return AllocationTrace(events, recorded, expandable, about)
 
 
-def events_of_snapshot(entries: Iterable[Mapping[str, Any]], marks: Iterable[Mark] = ()) -> Iterator[Event]:
+def events_of_snapshot(
+    entries: Iterable[Mapping[str, Any]], marks: Iterable[Mark] = (), segments: Iterable[Mapping[str, Any]] = ()
+) -> Iterator[Event]:
     """The events of what torch's recorder wrote.
 
     Args:
-        entries: `torch.cuda.memory._snapshot()["device_traces"][index]`, recorded from the start of the process by
-            `torch.cuda.memory._record_memory_history(context=None)`; what was allocated before is unknown to it.
-        marks: phases and emptied caches, in the order of their times.
+        entries: `torch.cuda.memory._snapshot()["device_traces"][index]`, recorded by
+            `torch.cuda.memory._record_memory_history(context=None)`.
+        marks: phases, in the order of their times.
+        segments: `torch.cuda.memory._snapshot()["segments"]` just before, where something was allocated already.
     """
     waiting = list(marks)[::-1]
-    phase = ""
-    live: set[int] = set()
+    phase, emptying = "", False
+    live: dict[int, int] = {}
+    for segment in segments:
+        address = segment["address"]
+        for block in segment["blocks"]:
+            if block["state"] == "active_allocated":
+                live[address] = block["size"]
+                yield Event("a", address, block["size"], phase)
+            address += block["size"]
     for entry in entries:
         while waiting and waiting[-1].time_us <= entry["time_us"]:
-            mark = waiting.pop()
-            if mark.phase is None:
-                yield Event("e", 0, 0, phase)
-            else:
-                phase = mark.phase
-        if entry["action"] == "alloc":
-            live.add(entry["addr"])
-            yield Event("a", entry["addr"], entry["size"], phase)
-        elif entry["action"] == "free_completed" and entry["addr"] in live:
-            live.remove(entry["addr"])
-            yield Event("f", entry["addr"], entry["size"], phase)
+            phase = waiting.pop().phase or phase
+        action, address = entry["action"], entry["addr"]
+        gives_back = action in ("segment_unmap", "segment_free")
+        if gives_back and not emptying:
+            yield Event("e", 0, 0, phase)
+        emptying = gives_back
+        if action == "alloc":
+            live[address] = entry["size"]
+            yield Event("a", address, entry["size"], phase)
+        elif action == "free_completed" and address in live:
+            yield Event("f", address, live.pop(address), phase)
