@@ -155,6 +155,7 @@ def record(rig: Rig, out: Path | None) -> dict[str, Any]:
         layout, marks, peaks = rig.model.layout, [], {}
         layout.arrange(levers)
         layout.park_all()
+        segments = torch.cuda.memory._snapshot()["segments"]  # what is there before the recorder begins
         torch.cuda.memory._record_memory_history(enabled="all", context=None, max_entries=1_000_000)
 
         def begin(phase: str, marks: list[Any] = marks) -> None:
@@ -179,7 +180,7 @@ def record(rig: Rig, out: Path | None) -> dict[str, Any]:
             "torch": torch.__version__,
         }
         recorded = {each: Bytes(taken.allocated_bytes, taken.reserved_bytes) for each, taken in peaks.items()}
-        events = list(events_of_snapshot(entries, marks))
+        events = list(events_of_snapshot(entries, marks, segments))
         trace = AllocationTrace(events, recorded, about=about)
         out.mkdir(parents=True, exist_ok=True)
         write_trace(trace, out / f"svd_xt_{name}.trace.gz")
