@@ -88,7 +88,7 @@ def make_server(settings: LlmSettings) -> Server:
         observer=instruments,
         gate=sleeper,
     )
-    service = LlmService(engine, memory, instruments, Profile(settings.memory_profile))
+    service = LlmService(engine, memory, instruments, Profile(settings.memory_profile), sleeper)
 
     def prepare() -> None:
         model = load_served_model(settings, device, memory, limit)

@@ -54,13 +54,16 @@ class Planner:
     piece_tokens: int
     limit: MemoryLimit
 
-    def plan(self, lengths: Lengths, profile: Profile, report: gpu_pb2.MemoryReport) -> tuple[Plan, int]:
+    def plan(
+        self, lengths: Lengths, profile: Profile, report: gpu_pb2.MemoryReport, sleeping_bytes: int = 0
+    ) -> tuple[Plan, int]:
         """Plans requests of one size that run at once.
 
         Args:
             lengths: Of each, and how many.
             profile: What the plan says it follows; a language model has one way to run.
             report: The memory as it is.
+            sleeping_bytes: What other servers on the device would give back for these requests.
 
         Returns:
             The plan, and how many such requests could run at once.
@@ -83,10 +86,10 @@ class Planner:
             profile=profile,
             phases=tuple(phases),
             context_bytes=context_bytes,
-            room=self.limit.room(device.other_processes_bytes),
+            room=self.limit.room(device.other_processes_bytes, sleeping_bytes),
             coefficients="calibrated",
         )
-        left = plan.room.available_bytes - context_bytes - self.warm_bytes - phases[0].activation_bytes
+        left = plan.room.alone_bytes - context_bytes - self.warm_bytes - phases[0].activation_bytes
         fitting = self.slot_count if left >= 0 else 0
         if each:
             fitting = min(fitting, max(0, left) // each)

@@ -21,6 +21,7 @@ from halfreel_runtime.errors import Internal
 from halfreel_runtime.instruments import Instruments
 from halfreel_runtime.memory import MemoryMonitor
 from halfreel_runtime.plan import Profile
+from halfreel_runtime.sleeper import Sleeper
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -28,12 +29,20 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class LlmService(llm_pb2_grpc.LlmServiceServicer):
     """Serves one language model, once `model_loaded` has been called."""
 
-    def __init__(self, engine: BatchEngine, memory: MemoryMonitor, instruments: Instruments, profile: Profile) -> None:
+    def __init__(
+        self,
+        engine: BatchEngine,
+        memory: MemoryMonitor,
+        instruments: Instruments,
+        profile: Profile,
+        sleeper: Sleeper,
+    ) -> None:
         """Takes the engine that will own the model, the memory it is watched by, and who counts its replies.
 
-        `profile` is that of plans which name none.
+        `profile` is that of plans which name none; `sleeper` knows what neighbours on the device would give back.
         """
         self._profile = profile
+        self._sleeper = sleeper
         self._engine = engine
         self._memory = memory
         self._instruments = instruments
@@ -71,7 +80,10 @@ class LlmService(llm_pb2_grpc.LlmServiceServicer):
         """Tells what memory requests would take, without asking the engine."""
         model = self._serving()
         lengths, profile = model.reader.read_plan(request, model.text_model.slot_count), self._profile
-        plan, fitting = model.planner.plan(lengths, Profile.of(request.profile, profile), self._memory.report())
+        sleeping_bytes = sum(each.held_bytes for each in self._sleeper.neighbours())
+        plan, fitting = model.planner.plan(
+            lengths, Profile.of(request.profile, profile), self._memory.report(), sleeping_bytes
+        )
         return llm_pb2.PlanMemoryResponse(plan=plan.message(), fitting_request_count=fitting)
 
     async def MemoryStatus(
