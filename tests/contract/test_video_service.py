@@ -33,6 +33,7 @@ from halfreel_runtime.engine import Engine, EngineState
 from halfreel_runtime.errors import error_from_status
 from halfreel_runtime.memory import MemoryMonitor
 from halfreel_runtime.server import Server
+from halfreel_video.admission import Admission
 from halfreel_video.model import VideoModel, load_model
 from halfreel_video.service import VideoService
 from halfreel_video.settings import VideoSettings
@@ -129,8 +130,9 @@ def refused(call: Callable[[], Any]) -> Any:
 def test_events_come_in_order_and_the_clip_plays(stub: Any) -> None:
     events = generate(stub, preview=True, fps=9)
     order = kinds(events)
-    assert order[0] == "queued"
+    assert order[:2] == ["queued", "plan"]
     assert order[-1] == "completed"
+    assert order.count("plan") == 1
     assert order.count("queued") == order.count("completed") == 1
     stages = [event.stage.stage for event in events if event.WhichOneof("event") == "stage"]
     assert stages == [
@@ -409,10 +411,11 @@ class Served:
 
 @asynccontextmanager
 async def serving(
-    model: VideoModel, *, prepared: threading.Event | None = None, **limits: int
+    model: VideoModel, *, prepared: threading.Event | None = None, settings: Any = None, **limits: int
 ) -> AsyncIterator[Served]:
     """Serves a model; where `prepared` is given, it is loading until that is set."""
-    settings = VideoSettings(port=0, metrics_port=0, device="cpu", grace_s=5, max_waiting_request_count=1)
+    told = settings or {}
+    settings = VideoSettings(port=0, metrics_port=0, device="cpu", grace_s=5, max_waiting_request_count=1, **told)
     memory = MemoryMonitor(model.device)
     engine: Engine[Any] = Engine(name="video", max_waiting_count=settings.max_waiting_request_count, **limits)
     service = VideoService(engine, memory, settings)
@@ -465,6 +468,111 @@ async def test_queue_full(model: VideoModel) -> None:
         running.cancel()
         events = await rest_of(waiting)
         assert events[-1].completed.queue_duration.ToTimedelta().total_seconds() > 0
+
+
+@pytest.fixture
+def no_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans that count the models alone: what the process has beside them differs from run to run."""
+    monkeypatch.setattr(Admission, "context_bytes", 0)
+
+
+async def test_a_plan_is_told_without_rendering(model: VideoModel, no_context: None) -> None:
+    async with serving(model) as served:
+        clip = video_pb2.GenerateRequest(width_px=64, height_px=64, frame_count=5, guidance_scale=2)
+        response = await served.stub.PlanMemory(video_pb2.PlanMemoryRequest(clip=clip))
+        plan = response.plan
+        assert plan.verdict == gpu_pb2.PLAN_VERDICT_FITS
+        assert [phase.phase for phase in plan.phases] == ["keyframe", "encode", "denoise", "decode"]
+        assert plan.phases[2].resident_bytes == model.weights.weight_bytes
+        assert plan.peak_reserved_bytes == max(phase.peak_reserved_bytes for phase in plan.phases)
+        assert {price.lever for price in plan.lever_prices} > {"split_guidance", "stream_weights"}
+        assert plan.coefficients == "shipped"
+        assert not response.variants
+        clip.profile = gpu_pb2.MEMORY_PROFILE_SAVER
+        saver = await served.stub.PlanMemory(video_pb2.PlanMemoryRequest(clip=clip, card_bytes=2**30))
+        assert saver.plan.peak_reserved_bytes < plan.peak_reserved_bytes
+        assert saver.plan.available_bytes == 2**30
+        assert saver.levers.offload_idle_parts
+        assert not served.engine.running_count
+
+
+async def test_a_plan_of_a_bad_clip_is_refused_by_field(model: VideoModel) -> None:
+    async with serving(model) as served:
+        for clip, field in (
+            (video_pb2.GenerateRequest(width_px=8), "width_px"),
+            (video_pb2.GenerateRequest(profile=77), "profile"),  # type: ignore[arg-type]  # of no version
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await served.stub.PlanMemory(video_pb2.PlanMemoryRequest(clip=clip))
+            error = error_from_status(caught.value)
+            assert (error.reason, [each.field for each in error.violations]) == ("INVALID_FIELD", [field])
+
+
+async def test_what_does_not_fit_is_refused_with_what_would_and_taken_cheaper_where_allowed(
+    model: VideoModel, no_context: None
+) -> None:
+    balanced = {"profile": gpu_pb2.MEMORY_PROFILE_BALANCED, "frame_count": 5}
+    async with serving(model) as roomy:
+        planned = (await roomy.generate(**balanced))[1].plan
+        needed = planned.plan.peak_reserved_bytes
+    budget = needed - 1
+    async with serving(model, settings={"memory_budget": str(budget)}) as served:
+        error = await served.refused(**balanced)
+        assert (error.code, error.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "PLAN_REFUSED")
+        assert error.metadata["needed_bytes"] == str(needed)
+        assert error.metadata["free_bytes"] == str(budget)
+        assert int(error.metadata["suggested_needed_bytes"]) <= budget
+        # Applied as they are, the suggestions fit.
+        suggested = {
+            "width_px": int(error.metadata["suggested_width_px"]),
+            "height_px": int(error.metadata["suggested_height_px"]),
+        }
+        assert (await served.generate(frame_count=5, **suggested))[-1].completed.width_px == suggested["width_px"]
+        events = await served.generate(**balanced, allow_cheaper=True)
+        plan, completed = events[1].plan, events[-1].completed
+        assert plan.HasField("variant")
+        assert plan.plan.peak_reserved_bytes <= budget
+        assert completed.levers == plan.levers == plan.variant.levers
+        assert (completed.width_px, completed.height_px) == (plan.variant.width_px, plan.variant.height_px)
+        assert completed.frame_count == 5
+        # The same levers make the same clip again, whatever the room is then.
+        again = await served.generate(frame_count=5, levers=plan.levers)
+        assert mp4_of(again) == mp4_of(events)
+    async with serving(model, settings={"memory_budget": "1"}) as tight:
+        error = await tight.refused(allow_cheaper=True)
+        assert error.reason == "PLAN_REFUSED"
+        assert "no smaller form of it fits either" in error.message
+
+
+async def test_levers_are_used_and_told(model: VideoModel) -> None:
+    levers = video_pb2.GenerateResponse.Levers(
+        decode_chunk_frame_count=2, split_guidance=True, feed_forward_chunk_count=4, stream_weights=True
+    )
+    async with serving(model) as served:
+        completed = (await served.generate(levers=levers, guidance_scale=2))[-1].completed
+        levers.attention_backend = "sdpa"
+        assert completed.levers == levers
+        assert not completed.rungs
+        assert completed.nan_retry_count == 0
+
+
+async def test_out_of_memory_in_decoding_is_recovered_and_told(
+    model: VideoModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, failures = model.svd.vae.decode, [1, 1]
+
+    def starve_twice(*arguments: Any, **named: Any) -> Any:
+        if failures:
+            failures.pop()
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 ...")
+        return original(*arguments, **named)
+
+    async with serving(model) as served:
+        with monkeypatch.context() as starved:
+            starved.setattr(model.svd.vae, "decode", starve_twice)
+            completed = (await served.generate())[-1].completed
+        assert list(completed.rungs) == ["decode_chunk_4", "decode_chunk_2"]
+        assert not (await served.generate())[-1].completed.rungs
 
 
 async def test_out_of_memory_and_the_server_lives_on(model: VideoModel, monkeypatch: pytest.MonkeyPatch) -> None:
