@@ -181,6 +181,18 @@ def profile(engine: Engine, rows: int) -> list[dict[str, Any]]:
     ]
 
 
+def other_start(engine: Engine, steps: int, prompt: int) -> dict[str, float]:
+    """One reply with the kernels' starts the other way: overlapping their predecessors' ends, or not."""
+    runner = engine.text_model.runner
+    chosen = runner._fused.early
+    runner._fused.early = not chosen
+    runner._buckets, buckets = [1], runner._buckets
+    runner.capture()
+    taken = engine.step_ms(1, steps, prompt)
+    runner._fused.early, runner._buckets = chosen, buckets
+    return {f"ms_per_token_1_{'plain' if chosen else 'early'}_starts": taken}
+
+
 def _row(logits: Any) -> torch.Tensor:
     values: torch.Tensor = logits if isinstance(logits, torch.Tensor) else logits.values
     return values[0].float().cpu()
@@ -301,6 +313,7 @@ def main() -> None:
     for length in (64, 512) if read.tiny else (512, 2048):
         tell(**{f"ttft_{length}_ms": engine.first_token_ms(length)})
     if device.type == "cuda":
+        tell(**other_start(engine, steps, prompt))
         tell(reserved_gib=torch.cuda.max_memory_reserved() / 2**30)
     if read.profile and device.type == "cuda":
         for count in rows:

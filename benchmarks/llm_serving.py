@@ -126,7 +126,8 @@ async def measure(address: str, streams: list[int], tiny: bool) -> dict[str, Any
         print(json.dumps(values), flush=True)
 
     async with grpc.aio.insecure_channel(address) as channel:
-        client = Client(llm_pb2_grpc.LlmServiceStub(channel))
+        stub: Any = llm_pb2_grpc.LlmServiceStub(channel)
+        client = Client(stub)
         await client.calibrate()
         for length in (prompt, long):
             replies = [await client.write(client.prompt(length), 4) for _ in range(7)]
@@ -141,6 +142,9 @@ async def measure(address: str, streams: list[int], tiny: bool) -> dict[str, Any
             if count > 1:
                 tell(**await together(client, count, prompt, output))
         tell(**await gap_under_load(client, prompt, output, 4))
+        device = (await stub.MemoryStatus(llm_pb2.MemoryStatusRequest())).report.devices[0]
+        plan = (await stub.PlanMemory(llm_pb2.PlanMemoryRequest(prompt_token_count=prompt))).plan
+        tell(peak_gib=device.process_peak.reserved_bytes / 2**30, planned_gib=plan.peak_reserved_bytes / 2**30)
     return figures
 
 

@@ -99,17 +99,33 @@ def keep_prompt(
     sines: Tensor,
     keys: Tensor,
     values: Tensor,
-    slot: int,
-    begin: int,
+    where: Tensor,
     *,
     head_count: int,
     interleaved: bool,
 ) -> Tensor:
-    positions = torch.arange(begin, begin + len(joined))
+    slot, begin, count = where.tolist()
+    filling, joined = len(joined) - count, joined[:count]
+    positions = torch.arange(begin, begin + count)
     query, key, value = joined.split([head_count, keys.shape[1], keys.shape[1]], dim=1)
     keys[slot, :, positions] = _turned(key, cosines, sines, positions, interleaved).transpose(0, 1)
     values[slot, :, positions] = value.transpose(0, 1)
-    return _turned(query, cosines, sines, positions, interleaved)
+    return F.pad(_turned(query, cosines, sines, positions, interleaved), (0, 0, 0, 0, 0, filling))
+
+
+def attend_prompt(
+    query: Tensor, keys: Tensor, values: Tensor, where: Tensor, *, scaling: float, window: int | None
+) -> Tensor:
+    slot, begin, count = where.tolist()
+    seen = F.scaled_dot_product_attention(
+        query[:count].transpose(0, 1)[None],
+        keys[None, slot, :, : begin + count],
+        values[None, slot, :, : begin + count],
+        attn_mask=visible(torch.arange(begin, begin + count)[:, None], begin + count, window),
+        scale=scaling,
+        enable_gqa=True,
+    )
+    return F.pad(seen[0].transpose(0, 1).flatten(1), (0, 0, 0, len(query) - count))
 
 
 def pick(logits: Tensor, slots: Tensor, lengths: Tensor, tokens: Tensor, *rest: Tensor) -> None:

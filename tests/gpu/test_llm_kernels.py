@@ -106,22 +106,24 @@ def test_attention(
     prompt = drawn(9, heads + 2 * keys, size)
     options = {"head_count": heads, "interleaved": interleaved}
     wide[0] = prompt.float().cpu()
-    wanted = plain_kernels.keep_prompt(*wide, 2, 20, **options)  # type: ignore[arg-type]
-    given = kernels.keep_prompt(prompt, cosines, sines, *cache, 2, 20, **options)  # type: ignore[arg-type]
-    assert distance(given.cpu(), wanted) < HALF_ROUNDING
+    where = torch.tensor([2, 20, 7])  # two rows fill the step up
+    wanted = plain_kernels.keep_prompt(*wide, where, **options)  # type: ignore[arg-type]
+    given = kernels.keep_prompt(prompt, cosines, sines, *cache, where.to(DEVICE), **options)  # type: ignore[arg-type]
+    assert distance(given[:7].cpu(), wanted[:7]) < HALF_ROUNDING
     for kept, right in zip(cache, wide[3:], strict=True):
         assert distance(kept.cpu(), right) < HALF_ROUNDING
 
 
+@pytest.mark.parametrize("window", [None, 40])
 @pytest.mark.parametrize("begin", [0, 50])
-def test_a_prompt_attends_to_all_before_it(begin: int) -> None:
-    from halfreel_llm.graph_runner import _prompt_attention
-
+def test_a_prompt_attends_to_all_before_it(begin: int, window: int | None) -> None:
     torch.manual_seed(5)
-    query, keys, values = drawn(70, 8, 64), drawn(2, begin + 70, 64), drawn(2, begin + 70, 64)
-    given = _prompt_attention(query, keys, values, begin, 0.125, None)
-    wanted = _prompt_attention(query.double().cpu(), keys.double().cpu(), values.double().cpu(), begin, 0.125, None)
-    assert distance(given.cpu(), wanted) < HALF_ROUNDING
+    query, keys, values = drawn(150, 8, 64), drawn(3, 2, 256, 64), drawn(3, 2, 256, 64)
+    where = torch.tensor([1, begin, 140], device=DEVICE)
+    given = kernels.attend_prompt(query, keys, values, where, scaling=0.125, window=window)
+    wide = [part.double().cpu() for part in (query, keys, values)]
+    wanted = plain_kernels.attend_prompt(*wide, where.cpu(), scaling=0.125, window=window)
+    assert distance(given[:140].cpu(), wanted[:140]) < HALF_ROUNDING
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the interpreter, about the infinite logit

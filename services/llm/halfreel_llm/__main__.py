@@ -53,7 +53,7 @@ def make_server(settings: LlmSettings) -> Server:
     from halfreel.llm.v1 import llm_pb2_grpc
     from halfreel_llm.batch_engine import BatchEngine
     from halfreel_llm.counting import RUNGS
-    from halfreel_llm.served_model import load_served_model
+    from halfreel_llm.served_model import guessed_bytes, load_served_model
     from halfreel_llm.service import LlmService
     from halfreel_llm.sleeping import sleeping_model
     from halfreel_runtime.device import find_device
@@ -104,6 +104,7 @@ def make_server(settings: LlmSettings) -> Server:
         engine,
         watch_methods=WATCH_METHODS,
     )
+    sleeper.guess(guessed_bytes(settings))
     engine.start(prepare)
     return server
 

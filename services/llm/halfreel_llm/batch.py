@@ -7,8 +7,9 @@ and no device: a `Runner` does the arithmetic.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -134,18 +135,27 @@ class Batch:
             if place.reader.token.cancelled:
                 self._fail(place, _cancelled(place.reader.token))
             place.reader.token.beat()
+        read: Iterable[tuple[Any, _Place]] = ()
         if self._runner.overlaps:  # the device works on while the host hears of the last step
-            parts = self._write(self._writing())
+            writing = self._writing()
+            prompts = [place for place in self._places.values() if place.reading and not place.forced_only]
+            if self._runner.mixes and writing and prompts:
+                parts, read = self._write_and_read(writing, prompts[0])
+                prompts = []
+            else:
+                parts = self._write(writing)
             self._collect()
         else:
             self._collect()
             writing = self._writing()
             guessed = len(writing) == 1 and self._runner.checks and self._guess(writing[0])
             parts = self._write([] if guessed else writing)
+            prompts = [place for place in self._places.values() if place.reading and not place.forced_only]
         for logits, places in parts:
             # A reply that ended, or was forced on, while its step was under way has no use for what comes of it.
             self._pick(logits, places, [None if place.ended or place.reading else place for place in places])
-        for logits, place in self._read():
+        forced = [place for place in self._places.values() if place.reading and place.forced_only]
+        for logits, place in itertools.chain(read, self._read([*forced, *prompts[:1]])):
             self._pick(logits, [place], [place])
         self._hand_over()
 
@@ -225,29 +235,52 @@ class Batch:
             self._take(place, token_id, last=index == right)
         return True
 
-    def _read(self) -> Iterator[tuple[Any, _Place]]:
-        """Reads what grammars forced, and a piece of the prompt that waits longest; yields those that are read."""
-        reading = [place for place in self._places.values() if place.reading]
-        forced = [place for place in reading if place.forced_only]
-        prompts = [place for place in reading if not place.forced_only]
-        for place in forced + prompts[:1]:
-            alone = len(self._places) == 1
-            end = min(place.held + self._runner.piece_tokens(alone=alone), len(place.token_ids))
-            last = end == len(place.token_ids)
-            began_s = time.monotonic()
+    def _read(self, places: list[_Place]) -> Iterator[tuple[Any, _Place]]:
+        """Reads what grammars forced, and a piece of a prompt; yields the replies of which nothing is left to read."""
+        for place in places:
+            if place.ended:
+                continue
+            piece, last = self._piece(place)
             self._enter("decode" if place.forced_only else "prefill")
+            began_s = time.monotonic()
             try:
-                piece = place.token_ids[place.held : end]
                 logits = self._runner.read(place.slot, piece, place.held, last=last)
             except Exception as error:
                 self._fail(place, error)
                 continue
-            place.prefill_s += time.monotonic() - began_s
-            place.held = end
+            self._has_read(place, len(piece), time.monotonic() - began_s)
             if last:
-                place.reading = False
-                self._prefixes.keep(place.slot, place.token_ids)
                 yield logits, place
+
+    def _write_and_read(
+        self, writing: list[_Place], place: _Place
+    ) -> tuple[list[tuple[Any, list[_Place]]], list[tuple[Any, _Place]]]:
+        """Runs the picked tokens together with a piece of a prompt; where that fails, one after the other."""
+        piece, last = self._piece(place)
+        self._enter("prefill")
+        began_s = time.monotonic()
+        try:
+            rows, logits = self._runner.both([each.slot for each in writing], place.slot, piece, place.held, last=last)
+        except Exception as error:
+            self._raise_if_fatal(error)
+            place.rungs.append("smaller_batch")
+            return self._write(writing), list(self._read([place]))
+        self._has_read(place, len(piece), time.monotonic() - began_s)
+        for each in writing:
+            each.held += 1
+        return [(rows, writing)], [(logits, place)] if last else []
+
+    def _piece(self, place: _Place) -> tuple[list[int], bool]:
+        """Returns the next tokens to read, and whether they are the last."""
+        end = place.held + self._runner.piece_tokens(alone=len(self._places) == 1)
+        return place.token_ids[place.held : end], end >= len(place.token_ids)
+
+    def _has_read(self, place: _Place, token_count: int, seconds: float) -> None:
+        place.prefill_s += seconds
+        place.held += token_count
+        if place.held == len(place.token_ids):
+            place.reading = False
+            self._prefixes.keep(place.slot, place.token_ids)
 
     def _collect(self) -> None:
         """Hears which tokens were picked in the last step."""

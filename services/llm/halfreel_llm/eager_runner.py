@@ -27,6 +27,7 @@ class EagerRunner:
     """See `Runner`."""
 
     overlaps = False
+    mixes = False  # the pieces would only be run one after another
     checks = True
     reuse_tokens = _PIECE_TOKENS
 
@@ -70,6 +71,12 @@ class EagerRunner:
         for slot in slots:
             self._lengths[slot] += 1
         return logits
+
+    def both(
+        self, slots: list[int], slot: int, token_ids: Sequence[int], begin: int, *, last: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """See `Runner`."""
+        return self.write(slots), self.read(slot, token_ids, begin, last=last)
 
     def check(self, slot: int, token_ids: Sequence[int], begin: int, masks: Sequence[Mask | None]) -> list[int]:
         """See `Runner`."""

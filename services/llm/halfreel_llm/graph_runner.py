@@ -12,10 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from halfreel_llm.eager_rows import visible
 from halfreel_llm.fused_network import FusedNetwork
 from halfreel_llm.kv_cache import KvCache
 from halfreel_llm.runner import Mask
@@ -24,6 +22,8 @@ from halfreel_llm.sampling import SamplingSettings
 # A piece of a prompt that nobody else waits for is as large as keeps a cancelled request from waiting longer than
 # 50 ms; beside running replies, one that takes about as long as their own step.
 _PIECE_ALONE, _PIECE_IN_COMPANY = 1024, 256
+_PIECE_BUCKETS = (16, 64, 128, 256, 384, 512, 768, 1024)
+_WHERE = 3  # numbers before the tokens of a piece: its slot, what that holds, and how many tokens come
 _REUSED_TOKENS = 64
 
 
@@ -45,6 +45,7 @@ class GraphRunner:
     """See `Runner`. The cache's last slot is its own: rows that fill a graph up write there."""
 
     overlaps = True
+    mixes = True
     checks = False  # a guess would have to wait for the host, which costs what it might save
     reuse_tokens = _REUSED_TOKENS
 
@@ -85,7 +86,8 @@ class GraphRunner:
         self._rows_now: list[int] = []
         self._rows_sent = self._rows
         self._grammars: set[int] = set()
-        self._captured: dict[int, tuple[Any, Tensor]] = {}
+        self._prompt = torch.zeros(_WHERE + _PIECE_ALONE, dtype=torch.int64, device=device)
+        self._captured: dict[tuple[int, int], tuple[Any, Tensor, Tensor]] = {}
         self._buckets = [1 << power for power in range((self.slot_count - 1).bit_length())] + [self.slot_count]
         self._buckets = sorted({min(bucket, self.slot_count) for bucket in self._buckets})
 
@@ -110,29 +112,45 @@ class GraphRunner:
 
     def read(self, slot: int, token_ids: Sequence[int], begin: int, *, last: bool) -> _Logits | None:
         """See `Runner`."""
-        with torch.inference_mode():
-            rows = _PromptRows(self, slot, begin, len(token_ids))
-            hidden = self._fused.forward(self._sent(list(token_ids)), rows)
-            self._lengths[slot] = begin + len(token_ids)
-            if not last:
-                return None
-            return _Logits(self._fused.logits(hidden[-1:].contiguous()), self._each[slot : slot + 1])
+        _, logits = self._run(self._piece_bucket(len(token_ids)), [], slot, token_ids, begin)
+        return _Logits(logits, self._each[slot : slot + 1]) if last else None
+
+    def both(
+        self, slots: list[int], slot: int, token_ids: Sequence[int], begin: int, *, last: bool
+    ) -> tuple[_Logits, _Logits | None]:
+        """See `Runner`."""
+        rows, logits = self._run(_PIECE_IN_COMPANY, slots, slot, token_ids, begin)
+        return rows, _Logits(logits, self._each[slot : slot + 1]) if last else None
 
     def write(self, slots: list[int]) -> _Logits:
         """See `Runner`."""
-        bucket = next(each for each in self._buckets if each >= len(slots))
-        wanted = slots + [self.slot_count] * (bucket - len(slots))
+        rows, _ = self._run(0, slots, 0, (), 0)
+        return rows
+
+    def _run(
+        self, piece: int, slots: list[int], slot: int, token_ids: Sequence[int], begin: int
+    ) -> tuple[_Logits, Tensor]:
+        """Runs a piece of a prompt of up to `piece` tokens, and the tokens picked last of some slots."""
+        bucket = next((each for each in self._buckets if each >= len(slots)), 0) if slots else 0
         with torch.inference_mode():
-            if wanted != self._rows_now:
-                self._rows_sent = self._sent(wanted)
-                self._rows[:bucket].copy_(self._rows_sent)
-                self._rows_now = wanted
+            if slots:
+                wanted = slots + [self.slot_count] * (bucket - len(slots))
+                if wanted != self._rows_now:
+                    self._rows_sent = self._sent(wanted)
+                    self._rows[:bucket].copy_(self._rows_sent)
+                    self._rows_now = wanted
+            if piece:
+                sent = self._sent([slot, begin, len(token_ids), *token_ids])
+                self._prompt[: len(sent)].copy_(sent)
             if self._graphs_wanted:
-                graph, logits = self._captured[bucket]
+                graph, rows, logits = self._captured[piece, bucket]
                 graph.replay()
             else:
-                logits = self._step(bucket)
-            return _Logits(logits[: len(slots)], self._rows_sent[: len(slots)])
+                rows, logits = self._step(piece, bucket)
+            return _Logits(rows[: len(slots)], self._rows_sent[: len(slots)]), logits
+
+    def _piece_bucket(self, count: int) -> int:
+        return next(each for each in _PIECE_BUCKETS if each >= count)
 
     def check(self, slot: int, token_ids: Sequence[int], begin: int, masks: Sequence[Mask | None]) -> list[int]:
         """Never asked for; see `checks`."""
@@ -178,34 +196,54 @@ class GraphRunner:
     # Graphs.
 
     def capture(self) -> None:
-        """Captures the step of every number of rows, the largest first, so that the others lie in its memory."""
+        """Captures every kind of step: numbers of rows, pieces of a prompt, and a piece beside any number of rows.
+
+        The largest come first, so that the others lie in their memory.
+        """
         if not self._graphs_wanted:
             return
         pool = torch.cuda.graph_pool_handle()
+        alone = [(piece, 0) for piece in _PIECE_BUCKETS]
+        kinds = alone + [(piece, rows) for rows in self._buckets for piece in (0, _PIECE_IN_COMPANY)]
         with torch.inference_mode():
             self._rows.fill_(self.slot_count)
             self._rows_now = []
-            for bucket in reversed(self._buckets):
-                self._step(bucket)  # compiles its kernels and makes the libraries' workspaces
+            self._prompt.zero_()
+            self._prompt[0], self._prompt[2] = self.slot_count, 1
+            for piece, rows in sorted(kinds, key=sum, reverse=True):
+                self._step(piece, rows)  # compiles its kernels and makes the libraries' workspaces
                 torch.cuda.synchronize(self._device)
                 graph = torch.cuda.CUDAGraph()
                 with torch.cuda.graph(graph, pool=pool):
-                    logits = self._step(bucket)
-                self._captured[bucket] = (graph, logits)
+                    made = self._step(piece, rows)
+                self._captured[piece, rows] = (graph, *made)
             self._lengths.zero_()
 
     def release(self) -> None:
         """Drops the graphs, which hold the addresses of weights that are about to leave."""
         self._captured.clear()
 
-    def _step(self, bucket: int) -> Tensor:
-        """Runs the tokens picked last of the first rows, and moves their slots on; returns the logits after them."""
-        slots = self._rows[:bucket]
+    def _step(self, piece: int, rows: int) -> tuple[Tensor, Tensor]:
+        """Runs a piece of a prompt and the tokens picked last of the first rows, and moves their slots on.
+
+        Returns:
+            The logits after each row, and after the last token of the piece.
+        """
+        slots = self._rows[:rows]
         lengths = self._lengths[slots]
-        hidden = self._fused.forward(self._tokens[slots], _ReplyRows(self, slots, lengths))
-        logits = self._fused.logits(hidden)
-        self._lengths[slots] = torch.where(slots < self.slot_count, lengths + 1, 0)
-        return logits
+        where = self._prompt[:_WHERE]
+        ids = self._tokens[slots]
+        if piece:
+            ids = torch.cat((self._prompt[_WHERE : _WHERE + piece], ids))
+        hidden = self._fused.forward(ids, _StepRows(self, piece, where, slots, lengths))
+        logits, piece_logits = hidden, hidden
+        if rows:
+            logits = self._fused.logits(hidden[piece:])
+            self._lengths[slots] = torch.where(slots < self.slot_count, lengths + 1, 0)
+        if piece:
+            piece_logits = self._fused.logits(hidden.index_select(0, where[2:] - 1))
+            self._lengths[where[:1]] = where[1:2] + where[2:]
+        return logits, piece_logits
 
     # To the device.
 
@@ -225,61 +263,38 @@ class GraphRunner:
                 self._masked[slot] = 1
 
 
-class _ReplyRows:
-    """One token each of several slots; see `FusedRows`."""
+class _StepRows:
+    """A piece of a prompt, then one token each of several slots; see `FusedRows`."""
 
-    def __init__(self, runner: GraphRunner, slots: Tensor, lengths: Tensor) -> None:
-        self._runner, self._slots, self._lengths = runner, slots, lengths
+    def __init__(self, runner: GraphRunner, piece: int, where: Tensor, slots: Tensor, lengths: Tensor) -> None:
+        self._runner, self._piece, self._where, self._slots, self._lengths = runner, piece, where, slots, lengths
         keys = runner._cache.keys.shape[2]
-        self._splits = runner._kernels.split_count(len(slots), keys, runner._processor_count)
+        self._splits = runner._kernels.split_count(max(1, len(slots)), keys, runner._processor_count)
 
     def attend(self, layer: int, joined: Tensor, window: int | None) -> Tensor:
+        prompt, rows = joined[: self._piece], joined[self._piece :]
+        if not self._piece:
+            return self._attend_rows(layer, rows, window)
+        if not len(self._slots):
+            return self._attend_prompt(layer, prompt, window)
+        return torch.cat((self._attend_prompt(layer, prompt, window), self._attend_rows(layer, rows, window)))
+
+    def _attend_rows(self, layer: int, joined: Tensor, window: int | None) -> Tensor:
         network, cache = self._runner._fused.network, self._runner._cache
         seen: Tensor = self._runner._kernels.attend(
             joined, network.cosines, network.sines, cache.keys[layer], cache.values[layer], self._slots, self._lengths,
             head_count=network.shape.head_count, interleaved=network.shape.interleaved, scaling=network.scaling,
-            window=window, splits=self._splits, early=self._runner._fused.early and len(self._slots) == 1,
+            window=window, splits=self._splits,
+            early=self._runner._fused.early and len(self._slots) == 1 and not self._piece,
         )  # fmt: skip
         return seen
 
-
-class _PromptRows:
-    """Tokens that follow one another in one slot; see `FusedRows`."""
-
-    def __init__(self, runner: GraphRunner, slot: int, begin: int, token_count: int) -> None:
-        self._runner, self._slot, self._begin, self._end = runner, slot, begin, begin + token_count
-
-    def attend(self, layer: int, joined: Tensor, window: int | None) -> Tensor:
-        network, cache = self._runner._fused.network, self._runner._cache
-        query = self._runner._kernels.keep_prompt(
-            joined, network.cosines, network.sines, cache.keys[layer], cache.values[layer], self._slot, self._begin,
+    def _attend_prompt(self, layer: int, joined: Tensor, window: int | None) -> Tensor:
+        network, cache, kernels = self._runner._fused.network, self._runner._cache, self._runner._kernels
+        keys, values = cache.keys[layer], cache.values[layer]
+        query = kernels.keep_prompt(
+            joined, network.cosines, network.sines, keys, values, self._where,
             head_count=network.shape.head_count, interleaved=network.shape.interleaved,
         )  # fmt: skip
-        keys = cache.keys[layer, self._slot, :, : self._end]
-        values = cache.values[layer, self._slot, :, : self._end]
-        return _prompt_attention(query, keys, values, self._begin, network.scaling, window).flatten(1)
-
-
-def _prompt_attention(
-    query: Tensor, keys: Tensor, values: Tensor, begin: int, scaling: float, window: int | None
-) -> Tensor:
-    """Attends from a prompt's tokens to all up to their own.
-
-    Query and result are [N, heads, head size]; keys and values [key heads, begin + N, head size].
-    """
-    if query.device.type == "cuda" and window is None:
-        # The flash kernel itself: it alone takes "causal" to mean the last rows of a longer past, without a mask.
-        seen: Tensor = torch.ops.aten._scaled_dot_product_flash_attention(
-            query.transpose(0, 1)[None], keys[None], values[None], 0.0, True, False, scale=scaling
-        )[0]
-    else:
-        positions = torch.arange(begin, begin + len(query), device=query.device)[:, None]
-        seen = F.scaled_dot_product_attention(
-            query.transpose(0, 1)[None],
-            keys[None],
-            values[None],
-            attn_mask=visible(positions, begin + len(query), window),
-            scale=scaling,
-            enable_gqa=True,
-        )
-    return seen[0].transpose(0, 1)
+        seen: Tensor = kernels.attend_prompt(query, keys, values, self._where, scaling=network.scaling, window=window)
+        return seen

@@ -18,7 +18,17 @@ from torch import Tensor
 from halfreel_llm.pick_kernel import pick
 from halfreel_llm.weight import Weight
 
-__all__ = ["attend", "few_products", "gated", "keep_prompt", "normed", "pick", "split_count", "vector_product"]
+__all__ = [
+    "attend",
+    "attend_prompt",
+    "few_products",
+    "gated",
+    "keep_prompt",
+    "normed",
+    "pick",
+    "split_count",
+    "vector_product",
+]
 
 
 @triton.jit
@@ -107,7 +117,7 @@ def vector_product(
     rows_out, size_in = values.shape
     size_out = rows_out // 2 if gated else rows_out
     out = torch.empty((1, size_out), device=row.device, dtype=row.dtype)
-    block_out, block_in, warps = block or _vector_block(size_out, size_in, gated)
+    block_out, block_in, warps = block or _vector_block(size_in, gated=gated, int8=weight.scales is not None)
     _vector_product[(triton.cdiv(size_out, block_out),)](
         row, norm if norm is not None else row, values, weight.scales if weight.scales is not None else row,
         weight.bias if weight.bias is not None else row, residual if residual is not None else row, out,
@@ -120,9 +130,12 @@ def vector_product(
     return out
 
 
-def _vector_block(size_out: int, size_in: int, gated: bool) -> tuple[int, int, int]:
+def _vector_block(size_in: int, *, gated: bool, int8: bool) -> tuple[int, int, int]:
     """Returns rows and columns of a matrix that a program takes at once, and its warps; chosen by measurement."""
-    return (4 if gated else 8), min(1024, triton.next_power_of_2(size_in)), 8
+    columns = min(2048, triton.next_power_of_2(size_in))
+    if int8:
+        return (2, min(1024, columns), 4) if gated else (4, columns, 8)
+    return (2, columns, 8) if gated else (2, columns, 4)
 
 
 @triton.jit
@@ -406,7 +419,7 @@ def attend(
 
 @triton.jit
 def _kept(
-    joined, cosines, sines, keys, values, query, begin, slot_place, head_stride,
+    joined, cosines, sines, keys, values, query, where, slot_stride, head_stride,
     HEADS: tl.constexpr, KEYS: tl.constexpr, SIZE: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr,
 ):  # fmt: skip
     """One head of one token of a prompt: a query is turned, a key turned and kept, a value kept."""
@@ -421,7 +434,10 @@ def _kept(
         at_other = tl.where(at < 2 * HALF, tl.where(at < HALF, at + HALF, at - HALF), at)
         index = at % HALF
         sign = tl.where(at < HALF, -1.0, 1.0)
-    position = begin + row
+    if row >= tl.load(where + 2):  # it fills the step up
+        return
+    slot_place = tl.load(where) * slot_stride
+    position = tl.load(where + 1) + row
     base = (row * ALL + head) * SIZE
     own = tl.load(joined + base + at).to(tl.float32)
     other = tl.load(joined + base + at_other).to(tl.float32)
@@ -444,17 +460,87 @@ def keep_prompt(
     sines: Tensor,
     keys: Tensor,
     values: Tensor,
-    slot: int,
-    begin: int,
+    where: Tensor,
     *,
     head_count: int,
     interleaved: bool,
 ) -> Tensor:
-    """Keeps the keys and values of a prompt's tokens in a slot; returns their queries, [N, heads, head size]."""
+    """Keeps the keys and values of a prompt's tokens in a slot; returns their queries, [N, heads, head size].
+
+    `where` is [slot, tokens that it holds, tokens that come], int64; rows beyond those are not kept.
+    """
     count, size = len(joined), joined.shape[-1]
     query = torch.empty((count, head_count, size), device=joined.device, dtype=joined.dtype)
     _kept[(count, joined.shape[1])](
-        joined, cosines, sines, keys, values, query, begin, slot * keys.stride(0), keys.stride(1),
+        joined, cosines, sines, keys, values, query, where, keys.stride(0), keys.stride(1),
         HEADS=head_count, KEYS=keys.shape[1], SIZE=size, HALF=cosines.shape[1], INTERLEAVED=interleaved, num_warps=1,
     )  # fmt: skip
     return query
+
+
+@triton.jit
+def _attend_prompt(
+    query, keys, values, where, out, slot_stride, head_stride, scaling,
+    HEADS: tl.constexpr, KEYS: tl.constexpr, SIZE: tl.constexpr, WINDOW: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Some tokens of a prompt, one head: they attend to all that their slot holds up to their own."""
+    first_row, head = tl.program_id(0) * ROWS, tl.program_id(1)
+    count = tl.load(where + 2).to(tl.int32)
+    if first_row >= count:
+        return
+    begin = tl.load(where + 1).to(tl.int32)
+    row, at = first_row + tl.arange(0, ROWS), tl.arange(0, SIZE)
+    position = begin + row
+    place = tl.load(where) * slot_stride + head // (HEADS // KEYS) * head_stride
+    rows = (row * HEADS + head)[:, None] * SIZE + at[None, :]
+    asked = tl.load(query + rows, mask=(row < count)[:, None], other=0.0)
+    largest = tl.full((ROWS,), -1e30, tl.float32)  # finite: a row may see nothing of a block
+    total = tl.zeros((ROWS,), tl.float32)
+    seen = tl.zeros((ROWS, SIZE), tl.float32)
+    first = 0
+    if WINDOW > 0:
+        first = tl.maximum(0, begin + first_row + 1 - WINDOW)
+    end = begin + tl.minimum(first_row + ROWS, count)
+    for start in range(first, end, BLOCK):
+        other = start + tl.arange(0, BLOCK)
+        block = tl.load(keys + place + other[None, :] * SIZE + at[:, None], mask=(other < end)[None, :], other=0.0)
+        score = tl.dot(asked, block) * scaling
+        visible = other[None, :] <= position[:, None]
+        if WINDOW > 0:
+            visible = visible & (other[None, :] > position[:, None] - WINDOW)
+        score = tl.where(visible, score, float("-inf"))
+        higher = tl.maximum(largest, tl.max(score, 1))
+        factor = tl.exp(largest - higher)
+        weight = tl.exp(score - higher[:, None])
+        total = total * factor + tl.sum(weight, 1)
+        block = tl.load(values + place + other[:, None] * SIZE + at[None, :], mask=(other < end)[:, None], other=0.0)
+        seen = seen * factor[:, None] + tl.dot(weight.to(asked.dtype), block)
+        largest = higher
+    result = (seen / total[:, None]).to(out.dtype.element_ty)
+    tl.store(out + rows, result, mask=(row < count)[:, None])
+
+
+def attend_prompt(
+    query: Tensor, keys: Tensor, values: Tensor, where: Tensor, *, scaling: float, window: int | None
+) -> Tensor:
+    """Attends from a prompt's tokens to all that their slot holds up to their own.
+
+    Args:
+        query: [N, heads, head size]; see `keep_prompt`, which comes first.
+        keys: The cache of one layer; `values` as well.
+        values: See `keys`.
+        where: See `keep_prompt`.
+        scaling: Of the scores.
+        window: Tokens that a row sees; None for all.
+
+    Returns:
+        [N, heads x head size]; rows that fill the step up are of any content.
+    """
+    count, heads, size = query.shape
+    out = torch.zeros((count, heads * size), device=query.device, dtype=query.dtype)
+    _attend_prompt[(triton.cdiv(count, 64), heads)](
+        query, keys, values, where, out, keys.stride(0), keys.stride(1), scaling,
+        HEADS=heads, KEYS=keys.shape[1], SIZE=size, WINDOW=window or 0, ROWS=64, BLOCK=64, num_warps=4,
+    )  # fmt: skip
+    return out

@@ -25,6 +25,8 @@ class Runner(Protocol):
 
     overlaps: bool
     """Whether work goes on after a method returned, so that it pays to have some under way before waiting."""
+    mixes: bool
+    """Whether `both` costs less than `read` and `write`."""
     checks: bool
     """Whether `check` costs little more than `write`, so that guesses pay."""
     slot_count: int
@@ -45,6 +47,9 @@ class Runner(Protocol):
 
     def write(self, slots: list[int]) -> Any:
         """Runs the tokens picked last, of slots in rising order; returns the logits after them."""
+
+    def both(self, slots: list[int], slot: int, token_ids: Sequence[int], begin: int, *, last: bool) -> tuple[Any, Any]:
+        """Does what `write` and `read` do, in one step."""
 
     def check(self, slot: int, token_ids: Sequence[int], begin: int, masks: Sequence[Mask | None]) -> list[int]:
         """Runs tokens in a slot that holds `begin`, and returns what is picked after each of them.

@@ -24,7 +24,7 @@ from halfreel_llm.tokenizer import open_tokenizer
 from halfreel_llm.weights import load_model
 from halfreel_runtime.device import Device
 from halfreel_runtime.memory import MemoryMonitor
-from halfreel_runtime.memory_limit import MemoryLimit
+from halfreel_runtime.memory_limit import CONTEXT_BYTES, MemoryLimit
 
 # Eight replies at once share a step for little more than one takes; each further slot is memory that others could use.
 _SLOT_COUNT = 8
@@ -84,6 +84,24 @@ def load_served_model(settings: LlmSettings, device: Device, memory: MemoryMonit
         limit=limit,
     )
     return ServedModel(checkpoint, text_model, reader, defaults, context, planner, read)
+
+
+def guessed_bytes(settings: LlmSettings) -> int:
+    """Returns about what the server will take of its device, by the model's files; 0 where they are not to be had."""
+    try:
+        checkpoint = find_checkpoint(settings.model)
+        context = _context_token_count(settings, checkpoint)
+    except CheckpointError:  # loading will say so
+        return 0
+    config = checkpoint.config
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    number_bytes = 4 if settings.precision == "fp32" else 2
+    token_bytes = 2 * config.num_hidden_layers * heads * size * number_bytes
+    cache_bytes = (settings.slot_count or _SLOT_COUNT) * context * token_bytes
+    # Files are in 16 bits as a rule.
+    weight_bytes = checkpoint.stored_bytes * {"fp32": 2.0, "int8": 0.6}.get(settings.precision, 1.0)
+    return int(weight_bytes) + cache_bytes + _WORKSPACE_BYTES + CONTEXT_BYTES
 
 
 def _fitting_slots(network: Network, context: int, memory: MemoryMonitor, limit: MemoryLimit) -> int:
