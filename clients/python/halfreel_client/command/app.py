@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from halfreel_client.command.bench import bench_app
 from halfreel_client.command.calibrate import calibrate_command
 from halfreel_client.command.certs import certs_command
 from halfreel_client.command.doctor import doctor_command
@@ -84,5 +85,6 @@ for _name, _command in (
     ("certs", certs_command),
 ):
     app.command(_name, epilog=EXIT_CODES_TEXT)(_command)
+app.add_typer(bench_app, name="bench", epilog=EXIT_CODES_TEXT)
 app.add_typer(tokens_app, name="tokens", epilog=EXIT_CODES_TEXT)
 app.command("pull", epilog=f"{MODELS_TEXT}\n\n{EXIT_CODES_TEXT}")(pull_command)
