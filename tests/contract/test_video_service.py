@@ -241,6 +241,7 @@ def test_get_model_tells_limits_and_defaults_that_hold(stub: Any) -> None:
         ("prompt", "x" * 2001, "at most 2000"),
         ("prompt", "", "image"),
         ("request_id", "\n", "visible ASCII"),
+        ("trades", ["faster"], "partial_guidance, reuse_features"),
     ],
 )
 def test_a_bad_field_is_named_with_its_value_and_limit(stub: Any, field: str, value: Any, limit: str) -> None:
@@ -542,6 +543,16 @@ async def test_what_does_not_fit_is_refused_with_what_would_and_taken_cheaper_wh
         error = await tight.refused(allow_cheaper=True)
         assert error.reason == "PLAN_REFUSED"
         assert "no smaller form of it fits either" in error.message
+
+
+def test_trades_are_off_unless_named_and_then_told(stub: Any) -> None:
+    clips = {}
+    for trades in ([], ["partial_guidance"], ["reuse_features"], ["reuse_features", "partial_guidance"]):
+        events = generate(stub, image=png(), guidance_scale=3.0, step_count=4, trades=trades)
+        assert list(events[-1].completed.trades) == trades
+        clips[tuple(trades)] = mp4_of(events)
+    assert len(set(clips.values())) == 4
+    assert mp4_of(generate(stub, image=png(), guidance_scale=3.0, step_count=4)) == clips[()]
 
 
 async def test_levers_are_used_and_told(model: VideoModel) -> None:

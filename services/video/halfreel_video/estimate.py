@@ -28,6 +28,7 @@ class Shape:
         step_count: denoising steps of each part.
         guided: whether both halves of guidance are computed.
         drawn: whether the keyframe model draws the first picture.
+        keeps_deep: whether what the deep blocks gave is kept for another step.
     """
 
     width_px: int
@@ -37,6 +38,7 @@ class Shape:
     step_count: int
     guided: bool
     drawn: bool
+    keeps_deep: bool = False
 
     @property
     def cells_per_frame(self) -> int:
@@ -107,6 +109,10 @@ class Estimate:
         count = given.streamed_count if levers.stream_weights else given.unet_count
         line, _ = self._ways(levers)
         activation = line.at(shape.cells_at_once(levers) * given.unet_channels * self._item)
+        if shape.keeps_deep:
+            # Of every half of guidance, and twice as wide as the widest blocks of full size.
+            cells = shape.cells_per_frame * shape.frame_count * (2 if shape.guided else 1)
+            activation += cells * 2 * given.unet_channels * self._item
         moved = 0.0 if levers.stream_weights else self._moved_s(levers, given.unet_count)
         seconds = shape.segment_count * (shape.step_count * self.step_s(shape, levers) + moved)
         return _phase("denoise", self._resident(levers, count), activation, seconds)

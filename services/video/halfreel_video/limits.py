@@ -23,7 +23,7 @@ from halfreel_video.levers import Levers
 from halfreel_video.model import ClipDefaults
 from halfreel_video.planner import Choice, Wish
 from halfreel_video.settings import VideoSettings
-from halfreel_video.trades import check_trades
+from halfreel_video.trades import REUSE_FEATURES, check_trades
 
 MAX_PROMPT_CHARACTERS = 2000
 MAX_SEED = 2**63 - 1
@@ -164,6 +164,7 @@ class Limits:
             levers=levers,
             profile=Profile.of(request.profile, profile),
             segment_frame_count=clip_frame_count,
+            keeps_deep=REUSE_FEATURES.name in request.trades,
         )
 
     def clip(

@@ -39,6 +39,7 @@ class Wish:
         levers: as the client fixed them; None leaves them to the plan.
         profile: how memory is weighed against time.
         segment_frame_count: the most frames at once.
+        keeps_deep: whether what the deep blocks gave is kept for another step.
     """
 
     width_px: int
@@ -51,6 +52,7 @@ class Wish:
     levers: Levers | None
     profile: Profile
     segment_frame_count: int
+    keeps_deep: bool = False
 
     @property
     def shape(self) -> Shape:
@@ -64,6 +66,7 @@ class Wish:
             self.step_count,
             self.guided,
             self.drawn,
+            self.keeps_deep,
         )
 
 

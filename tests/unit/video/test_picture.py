@@ -167,3 +167,11 @@ def test_every_damaged_byte_is_survived() -> None:
 def test_too_many_bytes_are_refused() -> None:
     with pytest.raises(InvalidArgument, match=str(MAX_IMAGE_BYTES)):
         decode_picture(encoded(halves(), "PNG") + bytes(MAX_IMAGE_BYTES), 64, 64)
+
+
+def test_a_clips_last_frame_goes_on_as_it_is() -> None:
+    # A scene may start from the last frame of the one before: no pixel of it is scaled, turned or rounded.
+    frame = np.random.default_rng(2).integers(0, 256, (96, 160, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(frame).save(buffer, "PNG")
+    assert np.array_equal(np.asarray(decode_picture(buffer.getvalue(), 160, 96)), frame)
