@@ -20,12 +20,13 @@ _SAFE = re.compile(r"[A-Za-z0-9_-]+")
 class LockedFile:
     """A file that is there, under its name, for as long as this process lives and keeps it."""
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, content: bytes = b"") -> None:
         self._path = folder / name
         # Locked before it has its name, or somebody would find it unlocked and take its owner for dead.
         unnamed = folder / f".{name}"
         self._file = os.open(unnamed, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._file, fcntl.LOCK_EX)
+        self.write(content)
         unnamed.rename(self._path)
 
     @property

@@ -136,6 +136,15 @@ class Sleeper:
         if alone and self._turn is not None:
             self._turn.crowded = True
 
+    def guess(self, needed_bytes: int) -> None:
+        """About what the server will take of the device at most, by its model's files; counts until it is loaded.
+
+        A server that is not known to fit beside the others has them sleep while it loads. Call it before the engine
+        starts.
+        """
+        if self._turn is not None:
+            self._turn.tell(needs_bytes=needed_bytes, held_bytes=0)
+
     # The life of the model.
 
     def model_loaded(self, model: SleepingModel) -> None:
@@ -143,7 +152,7 @@ class Sleeper:
         self._model = model
         self._used_at = time.monotonic()
         self._set_state(gpu_pb2.MODEL_STATE_AWAKE)
-        if self._turn is not None or self._idle_sleep_s:
+        if self._idle_sleep_s or (self._turn is not None and self._turn.alone):
             model.prepare_sleep()
 
     def sleep(self) -> Moved:

@@ -93,8 +93,7 @@ class DeviceTurn:
         # Whether there was too little room beside the others, whatever the figures say.
         self.crowded = False
         self._name = f"{os.getpid()}{os.urandom(4).hex()}"
-        self._entry = LockedFile(self._folder, f"server-{self._name}")
-        self._tell()
+        self._entry: LockedFile | None = None  # nobody hears of this server before it says what it needs, or waits
 
     @classmethod
     def of(
@@ -138,7 +137,17 @@ class DeviceTurn:
     @property
     def good(self) -> bool:
         """Whether it may still: another may have come, with which it does not fit."""
-        return self._mode == fcntl.LOCK_EX or (self._mode == fcntl.LOCK_SH and not self._alone())
+        return self._mode == fcntl.LOCK_EX or (self._mode == fcntl.LOCK_SH and not self.alone)
+
+    @property
+    def alone(self) -> bool:
+        """Whether this server must be awake alone: not all fit, or somebody does not know yet what it needs."""
+        if not self._capacity_bytes:
+            return True
+        others = [each.needs_bytes for each in self.neighbours()]
+        needs = [*others, self._told.needs_bytes]
+        too_many = 0 in needs or sum(needs) > self._capacity_bytes - self.strangers_bytes
+        return bool(others) and (too_many or self.crowded)
 
     def neighbours(self) -> list[Neighbour]:
         """The other living servers on this device."""
@@ -164,7 +173,7 @@ class DeviceTurn:
     def tell(self, *, needs_bytes: int, held_bytes: int, context_bytes: int = 0) -> None:
         """Says to the others what `Neighbour` has of this server."""
         told = Neighbour(self._told.service, needs_bytes, held_bytes, context_bytes)
-        if told != self._told:
+        if told != self._told or self._entry is None:
             self._told = told
             self._tell()
 
@@ -179,6 +188,8 @@ class DeviceTurn:
         """
         if self.held:
             return True
+        if self._entry is None:
+            self._tell()
         asked_ns, mode = time.monotonic_ns(), self._mode_needed()
         wish = LockedFile(self._folder, self._wish_name(asked_ns, mode))
         try:
@@ -209,7 +220,8 @@ class DeviceTurn:
         """Leaves; what is held is released."""
         self.release()
         os.close(self._turn)
-        self._entry.close()
+        if self._entry is not None:
+            self._entry.close()
 
     # The turn.
 
@@ -221,20 +233,15 @@ class DeviceTurn:
         self._mode, self._since = mode, time.monotonic()
         return True
 
-    def _alone(self) -> bool:
-        """Whether this server must be awake alone: not all fit, or somebody does not know yet what it needs."""
-        if not self._capacity_bytes:
-            return True
-        others = [each.needs_bytes for each in self.neighbours()]
-        needs = [*others, self._told.needs_bytes]
-        too_many = 0 in needs or sum(needs) > self._capacity_bytes - self.strangers_bytes
-        return bool(others) and (too_many or self.crowded)
-
     def _mode_needed(self) -> int:
-        return fcntl.LOCK_EX if self._alone() else fcntl.LOCK_SH
+        return fcntl.LOCK_EX if self.alone else fcntl.LOCK_SH
 
     def _tell(self) -> None:
-        self._entry.write(json.dumps(asdict(self._told)).encode())
+        content = json.dumps(asdict(self._told)).encode()
+        if self._entry is None:
+            self._entry = LockedFile(self._folder, f"server-{self._name}", content)
+        else:
+            self._entry.write(content)
 
     # Wishes.
 

@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     from halfreel_video.folder import is_text_to_video
     from halfreel_video.model import load_model, warm_up
     from halfreel_video.service import VideoService
-    from halfreel_video.sleeping import SleepingVideo
+    from halfreel_video.sleeping import SleepingVideo, guessed_bytes
     from halfreel_video.text_model import load_text_model, warm_up_text
     from halfreel_video.text_service import TextVideoService
 
@@ -113,6 +113,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
         engine,
         watch_methods=WATCH_METHODS,
     )
+    sleeper.guess(0 if from_words else guessed_bytes(settings))
     engine.start(prepare_text_to_video if from_words else prepare)
     server.main()
 

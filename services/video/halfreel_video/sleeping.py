@@ -8,9 +8,28 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
+from halfreel_runtime.errors import HalfreelError
+from halfreel_runtime.memory_limit import CONTEXT_BYTES
 from halfreel_runtime.weights_host import HostedWeights
+from halfreel_video.folder import KEYFRAME, SVD, open_folder
 from halfreel_video.model import VideoModel
+from halfreel_video.settings import VideoSettings
+
+# A clip of the default model takes so much beside the weights with no lever that costs time: 15.5 GiB in all.
+_CLIP_BYTES = 12 * 2**30
+
+
+def guessed_bytes(settings: VideoSettings) -> int:
+    """About what the server will take of its device, by the models' files; 0 where they are not to be had."""
+    try:
+        svd_folder = open_folder(settings.model, SVD)
+        keyframe_folder = open_folder(settings.keyframe_model, KEYFRAME)
+        count = svd_folder.parameter_count() + keyframe_folder.parameter_count()
+    except (HalfreelError, OSError, ValueError, SafetensorError):  # loading will say so
+        return 0
+    return count * (4 if settings.precision == "fp32" else 2) + _CLIP_BYTES + CONTEXT_BYTES
 
 
 class SleepingVideo:

@@ -174,6 +174,7 @@ def test_a_newcomer_that_does_not_know_its_needs_is_alone(make: Make) -> None:
     one.acquire(forever)
     assert one.good
     two = make(capacity_bytes=16 * GIB)
+    assert one.neighbours() == []  # it says nothing yet
     waiting = acquired(two)
     until(one.wished)
     assert not one.good

@@ -30,7 +30,9 @@ CONTEXT = GIB // 2
 class Member:
     """A server: weights of so many GiB, requests of at most so many more."""
 
-    def __init__(self, service: str, card: SimulatedCard, weights: float, most: float, **settings: object) -> None:
+    def __init__(
+        self, service: str, card: SimulatedCard, weights: float, most: float, *, guess: bool = False, **settings: object
+    ) -> None:
         self.weights, self.most = int(weights * GIB), int(most * GIB)
         self.allocator = SimulatedAllocator(card, context_bytes=CONTEXT)
         device = simulated_device()
@@ -41,6 +43,7 @@ class Member:
             service=service,
             capacity_bytes=card.capacity_bytes,
         )
+        self.sleeper.guess(self.weights + self.most + CONTEXT if guess else 0)
         self.engine: Engine[str] = Engine(name=service, max_waiting_count=200, gate=self.sleeper)
 
     def load(self) -> None:
@@ -63,10 +66,13 @@ class Member:
 
 
 @contextlib.asynccontextmanager
-async def members_of(folder: Path, capacity: float, **settings: object) -> AsyncIterator[tuple[Member, Member]]:
+async def members_of(
+    folder: Path, capacity: float, *, guess: bool = False, **settings: object
+) -> AsyncIterator[tuple[Member, Member]]:
     card = SimulatedCard(int(capacity * GIB))
     shared = {"turns_dir": folder / "turns", "turn_s": 0.1} | settings
-    members = Member("llm", card, 11.7, 1.0, **shared), Member("video", card, 4.2, 8.0, **shared)
+    llm = Member("llm", card, 11.7, 1.0, guess=guess, **shared)
+    members = llm, Member("video", card, 4.2, 8.0, guess=guess, **shared)
     for each in members:
         each.engine.start(each.load)
     async with asyncio.timeout(10):
@@ -107,6 +113,18 @@ async def test_on_a_card_that_holds_both_nobody_sleeps_once_both_are_known(tmp_p
         await hundred_requests(members)
         assert [each.model.sleep_count for each in members] == counts
         assert sum(counts) <= 3  # while they got to know each other
+
+
+async def test_those_whose_files_say_that_they_fit_never_sleep(tmp_path: Path) -> None:
+    async with members_of(tmp_path, 40, guess=True) as members:
+        await hundred_requests(members)
+        assert [each.model.sleep_count for each in members] == [0, 0]
+
+
+async def test_those_whose_files_say_that_they_do_not_fit_load_one_after_the_other(tmp_path: Path) -> None:
+    async with members_of(tmp_path, 15.5, guess=True) as members:
+        await hundred_requests(members)
+        assert all(each.model.sleep_count > 0 for each in members)
 
 
 async def test_a_larger_request_than_ever_before_has_the_neighbour_sleep(tmp_path: Path) -> None:

@@ -65,12 +65,15 @@ class Member:
         """The answer, asked for until the server gives it: it may be loading, or be started again."""
         async with asyncio.timeout(60):
             while True:
+                process = self.process
                 try:
                     stream = self.llm.Generate(order(words))
                     text = "".join([response.text_delta.text async for response in stream])
                 except (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError) as error:
-                    if isinstance(error, grpc.aio.AioRpcError) and error.code() is not grpc.StatusCode.UNAVAILABLE:
-                        raise
+                    # A connection that breaks in the middle of a call is told in several ways.
+                    broken = process.returncode is not None or self.process is not process
+                    if isinstance(error, grpc.aio.AioRpcError) and not broken:
+                        assert error.code() is grpc.StatusCode.UNAVAILABLE, error
                     await asyncio.sleep(0.05)
                 else:
                     self.finished.append(time.monotonic())
