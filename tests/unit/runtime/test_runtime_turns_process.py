@@ -72,8 +72,9 @@ class Member:
                 except (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError) as error:
                     # A connection that breaks in the middle of a call is told in several ways.
                     broken = process.returncode is not None or self.process is not process
-                    if isinstance(error, grpc.aio.AioRpcError) and not broken:
-                        assert error.code() is grpc.StatusCode.UNAVAILABLE, error
+                    told = isinstance(error, grpc.aio.AioRpcError) and error.code() is not grpc.StatusCode.UNAVAILABLE
+                    if told and not broken:
+                        raise
                     await asyncio.sleep(0.05)
                 else:
                     self.finished.append(time.monotonic())
