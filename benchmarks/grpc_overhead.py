@@ -39,7 +39,7 @@ class NullRunner:
         """Takes the token, and the time of a step."""
         self._token_id, self._pace_s = token_id, pace_s
 
-    def piece_tokens(self, *, alone: bool) -> int:
+    def piece_tokens(self, *, alone: bool, prompts: int) -> int:
         """Everything."""
         return 4096
 

@@ -272,7 +272,8 @@ class Batch:
 
     def _piece(self, place: _Place) -> tuple[list[int], bool]:
         """Returns the next tokens to read, and whether they are the last."""
-        end = place.held + self._runner.piece_tokens(alone=len(self._places) == 1)
+        prompts = sum(1 for each in self._places.values() if each.reading)
+        end = place.held + self._runner.piece_tokens(alone=len(self._places) == 1, prompts=prompts)
         return place.token_ids[place.held : end], end >= len(place.token_ids)
 
     def _has_read(self, place: _Place, token_count: int, seconds: float) -> None:

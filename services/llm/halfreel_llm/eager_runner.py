@@ -41,7 +41,7 @@ class EagerRunner:
         self._picked = [0] * cache.slot_count
         self._bits = torch.arange(32, dtype=torch.int32, device=allowed.device)
 
-    def piece_tokens(self, *, alone: bool) -> int:
+    def piece_tokens(self, *, alone: bool, prompts: int) -> int:
         """See `Runner`; the same alone and in company, so that a prompt is read alike."""
         return _PIECE_TOKENS
 

@@ -94,7 +94,7 @@ class TextModel:
 
     def warm_up(self) -> None:
         """Runs every kind of step once, so that the first request pays for no kernel selection or workspace."""
-        length = max(1, min(self.runner.piece_tokens(alone=True), self._context_token_count - 2))
+        length = max(1, min(self.runner.piece_tokens(alone=True, prompts=1), self._context_token_count - 2))
         prompt = (min(self._tokenizer.text_ids),) * length
         for temperature in (0.0, 1.0):
             sampling = SamplingSettings(temperature, top_p=0.9, top_k=0, seed=0)

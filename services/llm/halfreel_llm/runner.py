@@ -33,8 +33,13 @@ class Runner(Protocol):
     reuse_tokens: int
     """What another slot holds is reused in whole pieces of so many tokens."""
 
-    def piece_tokens(self, *, alone: bool) -> int:
-        """Returns how many tokens of a prompt to read in one step, with no reply under way or with some."""
+    def piece_tokens(self, *, alone: bool, prompts: int) -> int:
+        """Returns how many tokens of a prompt to read in one step.
+
+        Args:
+            alone: Whether nobody else is there.
+            prompts: That wait to be read.
+        """
 
     def begin(self, slot: int, sampling: SamplingSettings) -> None:
         """Gives a slot to a new reply."""

@@ -80,7 +80,7 @@ def load_served_model(settings: LlmSettings, device: Device, memory: MemoryMonit
         cache_bytes_per_token=text_model.cache_bytes_per_token,
         cache_is_warm=device.kind == "cuda",
         slot_count=slots,
-        piece_tokens=text_model.runner.piece_tokens(alone=True),
+        piece_tokens=text_model.runner.piece_tokens(alone=True, prompts=1),
         limit=limit,
     )
     return ServedModel(checkpoint, text_model, reader, defaults, context, planner, read)

@@ -67,7 +67,7 @@ def test_a_prompt_in_pieces_gives_the_same_text(
     text_model: TextModel, request_: TextRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = written(text_model, request_)[0]
-    monkeypatch.setattr(text_model.runner, "piece_tokens", lambda alone: 4)
+    monkeypatch.setattr(text_model.runner, "piece_tokens", lambda **_: 4)
     assert len(request_.prompt_ids) > 12
     assert written(text_model, request_)[0] == whole
 
@@ -183,7 +183,7 @@ def test_cancel_stops_within_one_piece_of_the_prompt(
     scripted: Any, request_: TextRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, network = scripted([5] * 100)
-    monkeypatch.setattr(model.runner, "piece_tokens", lambda alone: 4)
+    monkeypatch.setattr(model.runner, "piece_tokens", lambda **_: 4)
     assert len(request_.prompt_ids) > 12
     cancel = CancelToken()
     forward = model.network.forward
