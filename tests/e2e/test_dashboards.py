@@ -140,12 +140,13 @@ def load(stack: Any) -> pb.Film:
         stack.gateway.GetFilm(pb.GetFilmRequest(film_id="0" * 32), timeout=10)
     with grpc.insecure_channel(f"127.0.0.1:{stack.ports['llm']}") as channel:
         llm = llm_pb2_grpc.LlmServiceStub(channel)
-        call = llm.Generate(
-            llm_pb2.GenerateRequest(messages=[llm_pb2.Message(role=llm_pb2.ROLE_USER, content="a film")])
-        )
-        for response in call:
-            if response.HasField("text_delta"):
+        message = llm_pb2.Message(role=llm_pb2.ROLE_USER, content="a film")
+        for _ in range(20):  # a short reply may be over before the cancel arrives
+            call = llm.Generate(llm_pb2.GenerateRequest(messages=[message]))
+            if any(response.HasField("text_delta") for response in call):
                 call.cancel()
+            time.sleep(0.2)
+            if "halfreel_cancel_latency_seconds_count" in positive(stack.metrics_ports["llm"]):
                 break
         with contextlib.suppress(grpc.RpcError):
             list(llm.Generate(llm_pb2.GenerateRequest()))
@@ -332,6 +333,12 @@ def test_a_scrape_of_each_server_is_soon_done(stack: Any, loaded: pb.Film) -> No
             scraped_bytes(port)
             seconds.append(time.monotonic() - began)
         assert sorted(seconds)[7] < SCRAPE_WITHIN_S, (name, seconds)
+
+
+def positive(port: int) -> set[str]:
+    """Names of the samples that are above zero."""
+    families = text_string_to_metric_families(scraped_bytes(port).decode())
+    return {sample.name for family in families for sample in family.samples if sample.value > 0}
 
 
 def scraped_bytes(port: int) -> bytes:
