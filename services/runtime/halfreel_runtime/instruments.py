@@ -227,7 +227,7 @@ class Instruments:
         """Makes every series that there can be, but for "other", which tells of a name that is missing here."""
         values: dict[Counter | Histogram, tuple[tuple[str, ...], ...]] = {
             self._ratio: (self._phases,),
-            self._out_of_memory: (self._phases, ("true", "false")),
+            self._out_of_memory: ((*self._phases, OTHER), ("true", "false")),
             self._rung: (self._rungs,),
             self._admissions: (VERDICTS,),
             self._stage: (self._phases[1:],),

@@ -91,6 +91,13 @@ def test_what_was_predicted_is_held_against_what_was_measured() -> None:
     assert {0.95, 1.05} <= set(RATIO_BUCKETS)  # the bounds of the alert
 
 
+def test_memory_that_runs_out_anywhere_is_at_zero_before() -> None:
+    registry = Instruments("llm").registry
+    for phase in ("prefill", "decode", "other"):
+        labels = {"service": "llm", "phase": phase, "recovered": "false"}
+        assert value(registry, "halfreel_out_of_memory_total", **labels) == 0  # else the first time is no increase
+
+
 def test_a_stage_is_timed_unless_it_failed() -> None:
     instruments = Instruments("video")
     with instruments.stage("denoise"):
