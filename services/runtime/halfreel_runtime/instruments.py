@@ -224,7 +224,7 @@ class Instruments:
         histogram.labels(self.service, *labels).observe(value, exemplar())
 
     def _make_zeros(self) -> None:
-        """Makes every series that there can be, but for "other", which tells of a name that is missing here."""
+        """Makes every series that there can be; "other" mostly not, since it tells of a name that is missing here."""
         values: dict[Counter | Histogram, tuple[tuple[str, ...], ...]] = {
             self._ratio: (self._phases,),
             self._out_of_memory: ((*self._phases, OTHER), ("true", "false")),
