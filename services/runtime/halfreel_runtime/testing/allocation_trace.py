@@ -63,14 +63,18 @@ class AllocationTrace:
     expandable: bool = True
     about: Mapping[str, str] = field(default_factory=dict)
 
-    def replay(self, allocator: SimulatedAllocator) -> dict[str, Bytes]:
+    def replay(self, allocator: SimulatedAllocator, places: dict[int, int] | None = None) -> dict[str, Bytes]:
         """Does on an allocator what was recorded; returns the peaks of each phase.
+
+        Args:
+            allocator: of the process that runs.
+            places: where the tensors lie that are there already, by their ids; kept up to date, for the next part.
 
         Raises:
             OutOfMemoryError: its card is smaller than what the run needs.
         """
         peaks: dict[str, Bytes] = {}
-        addresses: dict[int, int] = {}
+        addresses = places if places is not None else {}
         phase = None
         for event in self.events:
             if event.phase != phase:
