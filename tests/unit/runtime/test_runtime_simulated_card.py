@@ -277,6 +277,7 @@ def test_torchs_recorder_becomes_events_with_phases() -> None:
     segments = [
         {
             "address": 100,
+            "segment_type": "small",
             "blocks": [
                 {"size": 512, "state": "active_allocated"},
                 {"size": 1024, "state": "inactive"},
@@ -298,10 +299,33 @@ def test_torchs_recorder_becomes_events_with_phases() -> None:
     marks = [Mark(9, "load"), Mark(15, "denoise"), Mark(30, None), Mark(35, "decode")]
     assert list(events_of_snapshot(entries, marks, segments)) == [
         Event("a", 100, 512, ""),
+        Event("a", -1, 1024, ""),
         Event("a", 1636, 2048, ""),
+        Event("f", -1, 1024, ""),
+        Event("e", 0, 0, ""),
         Event("f", 1636, 2048, ""),
         Event("a", 7, 1000, "load"),
         Event("f", 7, 1000, "denoise"),
         Event("e", 0, 0, "denoise"),
         Event("a", 7, 2000, "decode"),
     ]
+
+
+def test_what_was_there_before_lies_at_its_places() -> None:
+    large = {"segment_type": "large"}
+    segments = [
+        {"address": 7000 * MIB, **large, "blocks": [{"size": 32 * MIB, "state": "active_allocated"}]},
+        {
+            "address": 4000 * MIB,
+            **large,
+            "blocks": [
+                {"size": 12 * MIB, "state": "inactive"},
+                {"size": 8 * MIB, "state": "active_allocated"},
+            ],
+        },
+    ]
+    trace = AllocationTrace(list(events_of_snapshot([], (), segments)))
+    allocator, places = allocator_of(8 * GIB, expandable=True), {}
+    trace.replay(allocator, places)
+    assert places == {4012 * MIB: 12 * MIB, 7000 * MIB: 3000 * MIB}
+    assert live(allocator) == (40, 60)  # two granules of 20 MiB for the 32 MiB at 3,000, and one for the 8 at 12

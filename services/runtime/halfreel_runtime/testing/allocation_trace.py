@@ -29,6 +29,10 @@ from halfreel_runtime.memory_source import Bytes
 from halfreel_runtime.testing.allocator import SimulatedAllocator
 
 FORMAT, VERSION = "halfreel-allocations", 1
+# Allocations up to this come from the pool of small ones.
+_LARGEST_SMALL = 2**20
+# Segments that are further apart have addresses of their own.
+_OTHER_ADDRESSES = 64 * 2**30
 
 
 class Event(NamedTuple):
@@ -126,7 +130,7 @@ def read_trace(path: Path) -> AllocationTrace:
 
 
 def events_of_snapshot(
-    entries: Iterable[Mapping[str, Any]], marks: Iterable[Mark] = (), segments: Iterable[Mapping[str, Any]] = ()
+    entries: Iterable[Mapping[str, Any]], marks: Iterable[Mark] = (), segments: Sequence[Mapping[str, Any]] = ()
 ) -> Iterator[Event]:
     """The events of what torch's recorder wrote.
 
@@ -139,13 +143,10 @@ def events_of_snapshot(
     waiting = list(marks)[::-1]
     phase, emptying = "", False
     live: dict[int, int] = {}
-    for segment in segments:
-        address = segment["address"]
-        for block in segment["blocks"]:
-            if block["state"] == "active_allocated":
-                live[address] = block["size"]
-                yield Event("a", address, block["size"], phase)
-            address += block["size"]
+    for event in _start(segments):
+        if event.op == "a" and event.id >= 0:
+            live[event.id] = event.bytes
+        yield event
     for entry in entries:
         while waiting and waiting[-1].time_us <= entry["time_us"]:
             phase = waiting.pop().phase or phase
@@ -159,3 +160,42 @@ def events_of_snapshot(
             yield Event("a", address, entry["size"], phase)
         elif action == "free_completed" and address in live:
             yield Event("f", address, live.pop(address), phase)
+
+
+def _start(segments: Sequence[Mapping[str, Any]]) -> Iterator[Event]:
+    """What was there before, each tensor at its place: what lies between them is filled, and freed once all are there.
+
+    Ids of the filling are below zero.
+    """
+    filling: list[Event] = []
+
+    def fill(size: int, *, small: bool) -> Iterator[Event]:
+        for piece in _pieces(size, small=small):
+            filling.append(Event("a", -1 - len(filling), piece, ""))
+            yield filling[-1]
+
+    for kind in ("small", "large"):
+        of_kind = [each for each in segments if each["segment_type"] == kind]
+        end = 0
+        for segment in sorted(of_kind, key=lambda each: int(each["address"])):
+            address = segment["address"]
+            if end and address - end < _OTHER_ADDRESSES:
+                yield from fill(address - end, small=kind == "small")
+            for block in segment["blocks"]:
+                if block["state"] == "active_allocated":
+                    yield Event("a", address, block["size"], "")
+                else:
+                    yield from fill(block["size"], small=kind == "small")
+                address += block["size"]
+            end = address
+    yield from (Event("f", each.id, each.bytes, "") for each in filling)
+    if filling:
+        yield Event("e", 0, 0, "")
+
+
+def _pieces(size: int, *, small: bool) -> Iterator[int]:
+    """A stretch as allocations from the pool it lies in; none where it is too short for that of large ones."""
+    most = _LARGEST_SMALL if small else size
+    while size > (0 if small else _LARGEST_SMALL):
+        yield min(size, most)
+        size -= most
