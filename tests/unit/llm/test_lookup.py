@@ -26,15 +26,16 @@ SCENES = json.dumps({"type": "array", "items": {**SCENE, "additionalProperties":
 
 def test_what_followed_before_is_guessed() -> None:
     lookup = Lookup()
-    assert lookup.guess([1, 2, 3, 4, 5, 6, 1, 2, 3], 9) == [4, 5, 6, 1, 2, 3]
-    assert lookup.guess([1, 2, 3, 4, 5, 6, 1, 2, 3, 4], 2) == [5, 6]
-    assert lookup.guess([1, 2, 3, 4, 5, 6, 1, 2, 3, 4, 9], 9) == []
-    assert lookup.guess([1, 2, 3, 4, 5, 6, 1, 2, 3, 4, 9], 0) == []
+    ids = [1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3, 4, 5]
+    assert lookup.guess(ids, 9) == [6, 7, 8, 9]
+    assert lookup.guess([*ids, 6], 2) == [7, 8]
+    assert lookup.guess([*ids, 6, 1], 9) == []
+    assert lookup.guess([*ids, 6, 1], 0) == []
 
 
 def test_guesses_that_are_wrong_come_to_an_end() -> None:
     lookup = Lookup()
-    ids = [1, 2, 3, 4, 1, 2, 3]
+    ids = [1, 2, 3, 4, 5, 6, 1, 2, 3, 4, 5]
     for _ in range(2):
         assert lookup.guess(ids, 4)
         lookup.learn(4, 0)
@@ -73,6 +74,8 @@ async def test_guesses_change_no_token(
     sampling: SamplingSettings,
     under_a_schema: bool,
 ) -> None:
+    for name, value in (("_EQUAL_TOKENS", 2), ("_GUESSED_TOKENS", 6), ("_CREDIT", 10**6)):
+        monkeypatch.setattr(f"halfreel_llm.lookup.{name}", value)  # many guesses, right and wrong
     prompt = tuple(words.encode_chat([Message("user", "a red circle moving over a blue sky, " * 3)]))
     texts, ends = [], []
     for checks in (True, False):
