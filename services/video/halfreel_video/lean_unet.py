@@ -26,13 +26,14 @@ class Kept:
     """What one clip's steps have in common, for one arithmetic and one choice of guidance halves.
 
     `values` by what they are of; `deep` is what the deep blocks gave at the last step that ran them, where that is
-    wanted.
+    wanted, and `deep_index` is that step's.
     """
 
     def __init__(self, *, keeps_deep: bool = False) -> None:
         self.keeps_deep = keeps_deep
         self.values: dict[Any, torch.Tensor] = {}
         self.deep: torch.Tensor | None = None
+        self.deep_index: int | None = None
 
 
 def make_lean(unet: Any) -> None:

@@ -242,7 +242,7 @@ class Denoising:
         """The noise in the latents as the UNet sees it, both halves of guidance joined."""
         if not self._conditioning.guided:
             return self._predict(self._latents, timestep, slice(None))
-        if PARTIAL_GUIDANCE.ended(self._trades, self._index, self.step_count):
+        if PARTIAL_GUIDANCE.rests(self._trades, self._index, self.step_count):
             return self._predict(self._latents, timestep, slice(1, 2))
         if self.split_guidance:
             without = self._predict(self._latents, timestep, slice(0, 1))
@@ -255,16 +255,20 @@ class Denoising:
     def _predict(self, latents: torch.Tensor, timestep: torch.Tensor, halves: slice) -> torch.Tensor:
         given = self._conditioning
         scaled = self._scheduler.scale_model_input(latents, timestep)
-        keeps_deep = REUSE_FEATURES.name in self._trades
+        kept = self._kept.setdefault(str(halves), Kept(keeps_deep=REUSE_FEATURES.name in self._trades))
+        # Of the step before alone: where guidance begins or ends, these halves may not have run for long.
+        reuse = REUSE_FEATURES.reuses(self._trades, self._index) and kept.deep_index == self._index - 1
         noise: torch.Tensor = self._unet(
             torch.cat([scaled, given.image_latents[halves]], dim=2),
             timestep,
             encoder_hidden_states=given.image_embeddings[halves],
             added_time_ids=given.added_time_ids[halves],
             return_dict=False,
-            kept=self._kept.setdefault(str(halves), Kept(keeps_deep=keeps_deep)),
-            reuse_deep=REUSE_FEATURES.reuses(self._trades, self._index, self.step_count),
+            kept=kept,
+            reuse_deep=reuse,
         )[0]
+        if not reuse:
+            kept.deep_index = self._index
         return noise
 
 

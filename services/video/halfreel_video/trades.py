@@ -11,16 +11,18 @@ from halfreel_runtime.checks import Checks
 
 
 class PartialGuidance:
-    """Guidance in the first half of the steps alone: what is in the picture is decided there.
+    """Guidance in the middle half of the steps alone; the first and the last quarter compute one half instead of two.
 
-    The later steps compute one half of guidance instead of two. Nothing is traded where guidance is off.
+    Early guidance harms and late guidance hardly shows: "Applying Guidance in a Limited Interval Improves Sample and
+    Distribution Quality in Diffusion Models" (arXiv 2404.07724). On the pocket model the middle half was nearer to the
+    exact clip than the first or the last. Nothing is traded where guidance is off, nor in fewer than 4 steps.
     """
 
     name = "partial_guidance"
 
-    def ended(self, trades: Sequence[str], index: int, step_count: int) -> bool:
+    def rests(self, trades: Sequence[str], index: int, step_count: int) -> bool:
         """Whether the step with this index, from 0, goes without guidance."""
-        return self.name in trades and 2 * index >= step_count
+        return self.name in trades and step_count >= 4 and not step_count <= 4 * index < 3 * step_count
 
 
 class ReuseFeatures:
@@ -32,8 +34,8 @@ class ReuseFeatures:
 
     name = "reuse_features"
 
-    def reuses(self, trades: Sequence[str], index: int, step_count: int) -> bool:
-        """Whether the step with this index, from 0, leaves the deep blocks out."""
+    def reuses(self, trades: Sequence[str], index: int) -> bool:
+        """Whether the step with this index, from 0, leaves the deep blocks out, where the step before ran them."""
         return self.name in trades and index % 2 == 1
 
 

@@ -132,8 +132,8 @@ class WanDenoising:
 
     def _noise(self, timestep: torch.Tensor) -> torch.Tensor:
         noise = self._predict(timestep, self._words.prompt)
-        ended = PARTIAL_GUIDANCE.ended(self._clip.trades, self._index, self.step_count)
-        if self._words.nothing is None or ended:
+        rests = PARTIAL_GUIDANCE.rests(self._clip.trades, self._index, self.step_count)
+        if self._words.nothing is None or rests:
             return noise
         without = self._predict(timestep, self._words.nothing)
         return without + self._clip.guidance_scale * (noise - without)

@@ -50,12 +50,19 @@ def latents(svd: Any, picture: Any, clip: Any) -> torch.Tensor:
     return denoising.latents
 
 
-def test_guidance_in_the_first_half_of_the_steps(
+def test_guidance_in_the_middle_half_of_the_steps(
     svd: Any, picture: Any, make_clip: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counted = Counted(svd, monkeypatch)
-    latents(svd, picture, make_clip(step_count=5, guidance_scale=3.0, trades=(PARTIAL_GUIDANCE.name,)))
-    assert counted.passes == [(2, False)] * 3 + [(1, False)] * 2
+    latents(svd, picture, make_clip(step_count=8, guidance_scale=3.0, trades=(PARTIAL_GUIDANCE.name,)))
+    assert counted.passes == [(1, False)] * 2 + [(2, False)] * 4 + [(1, False)] * 2
+
+
+def test_few_steps_are_all_guided(svd: Any, picture: Any, make_clip: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = Counted(svd, monkeypatch)
+    for step_count in (1, 3):
+        latents(svd, picture, make_clip(step_count=step_count, guidance_scale=3.0, trades=(PARTIAL_GUIDANCE.name,)))
+    assert counted.passes == [(2, False)] * 4
 
 
 @pytest.mark.parametrize("split", [False, True])
@@ -69,13 +76,13 @@ def test_the_deep_blocks_at_every_other_step(
     assert counted.passes == ([(halves, False)] * count + [(halves, True)] * count) * 2
 
 
-def test_both_at_once_reuse_nothing_of_the_other_halves(
+def test_both_at_once_reuse_only_what_the_step_before_gave(
     svd: Any, picture: Any, make_clip: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counted = Counted(svd, monkeypatch)
     latents(svd, picture, make_clip(step_count=6, guidance_scale=3.0, trades=TRADES))
-    # The first step of one half alone has no deep features of its own, so that it runs whole.
-    assert counted.passes == [(2, False), (2, True), (2, False), (1, False), (1, False), (1, True)]
+    # At the last step one half alone has deep features only of the first step, so that it runs whole.
+    assert counted.passes == [(1, False), (1, True), (2, False), (2, True), (2, False), (1, False)]
 
 
 @pytest.mark.parametrize("trade", TRADES)

@@ -126,7 +126,7 @@ class GenerateRequest(_message.Message):
 
     @_builtins.property
     def trades(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """What of the clip's quality is given for time, each at most once: "partial_guidance" (guidance in the first half of
+        """What of the clip's quality is given for time, each at most once: "partial_guidance" (guidance in the middle half of
         the steps alone) and "reuse_features" (the deep blocks of the UNet run at every other step). Default: nothing. A
         text-to-video model has "partial_guidance" alone.
         """
