@@ -38,8 +38,8 @@ WAYS = (
     (SAVER_CHUNK_COUNT, SDPA),
     (SAVER_CHUNK_COUNT, SLICED),
 )
-# A plan that is a little too high costs nothing; one that is too low ends a clip.
-_MARGIN = 1.01
+# A plan that is a little too high costs nothing; one that is too low ends a clip. Of the whole, weights included.
+_TOLERANCE = 0.005
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Sample:
     """One phase that was run by itself.
 
     Attributes:
-        line: whose line it is a point of: a phase, or a phase and a `lever_key`.
+        line: whose line it is a point of: a `lever_key`, "decode" and frames at once, or another phase.
         unit_bytes: its work.
         bytes_beside: what the allocator held at its peak beside the weights.
         allocated_beside: the live part of that.
@@ -87,8 +87,8 @@ def calibrate(
     """
     samples = _samples(model, told, shapes, ways)
     lines = {name: fit([each for each in samples if each.line == name]) for name in {each.line for each in samples}}
-    keys = [lever_key(*way) for way in ways]
-    decoded = [each for each in samples if each.line == "decode"]
+    keys = [name for name in lines if "/" in name]
+    decoded = [each for each in samples if each.line.startswith("decode ")]
     return Coefficients(
         card=model.device.name,
         source=CALIBRATED,
@@ -96,9 +96,9 @@ def calibrate(
         denoise={key: lines[key] for key in keys},
         image_encode=lines["image_encode"],
         vae_encode=lines["vae_encode"],
-        decode=lines["decode"],
+        decode={name.split()[1]: line for name, line in lines.items() if name.startswith("decode ")},
         keyframe=lines["keyframe"],
-        keyframe_decode=Line(0.0, 0.0),  # both are measured as one
+        stream=lines["stream"],
         step={key: fit_speed([each for each in samples if each.line == key]) for key in keys},
         decode_s=statistics.median(each.seconds / each.cells for each in decoded),
         encode_s=statistics.median(each.seconds for each in samples if each.line.endswith("_encode")),
@@ -108,7 +108,11 @@ def calibrate(
 
 
 def fit(samples: Sequence[Sample]) -> Line:
-    """The line that is nearest to all samples by the share of the whole that it misses, and below none by much."""
+    """A line that no sample is over by more than 0.5 % of its whole, weights included.
+
+    The nearest line first, by the share of the whole that it misses, then raised: convolutions take workspaces that
+    depend on the exact size, so that samples lie up to a tenth around a line, and a plan may not be below them.
+    """
     units = np.array([each.unit_bytes for each in samples], float)
     beside = np.array([each.bytes_beside for each in samples], float)
     whole = np.maximum(1.0, beside + np.array([each.weight_bytes for each in samples], float))
@@ -116,20 +120,24 @@ def fit(samples: Sequence[Sample]) -> Line:
     base, slope = np.linalg.lstsq(design, beside / whole, rcond=None)[0]
     if base < 0 or len(set(units)) == 1:  # no phase gives memory back
         base, slope = 0.0, float(np.sum(units * beside / whole**2) / np.sum(units**2 / whole**2))
-    shift = max(0.0, float(np.max((beside - base - slope * units) / whole)) - 0.01)
-    return Line(float(base) * _MARGIN + shift * float(np.median(whole)), float(slope) * _MARGIN)
+    low = beside - _TOLERANCE * whole
+    raised = max(1.0, float(np.max(low / np.maximum(1.0, base + slope * units))))
+    return Line(float(base) * raised, float(slope) * raised)
 
 
 def fit_speed(samples: Sequence[Sample]) -> StepSpeed:
-    """Seconds of a step from its cells and its pairs of cells within a frame; none of the three below zero."""
+    """Seconds of a step from its cells and its pairs of cells within a frame; none of the three below zero.
+
+    Long steps count more than short ones, whose time is that of starting kernels.
+    """
     cells = np.array([each.cells for each in samples], float)
     pairs = cells * np.array([each.cells_per_frame for each in samples], float)
     seconds = np.array([each.seconds for each in samples], float)
     columns = [np.ones_like(cells), cells, pairs]
     used = [0, 1, 2]
     while True:
-        design = np.stack([columns[index] for index in used], axis=1) / seconds[:, None]
-        found = np.linalg.lstsq(design, np.ones_like(seconds), rcond=None)[0]
+        design = np.stack([columns[index] for index in used], axis=1)
+        found = np.linalg.lstsq(design, seconds, rcond=None)[0]
         if (found >= 0).all() or len(used) == 1:
             break
         used.pop(int(np.argmin(found)))
@@ -189,7 +197,7 @@ def _samples(
 
 
 def _denoise_samples(model: VideoModel, clip: ClipRequest, ways: Sequence[tuple[int, str]]) -> list[Sample]:
-    measurement, samples = Measurement(model), []
+    measurement, samples, levers = Measurement(model), [], Levers()
     for count, backend in ways:
         levers = Levers(attention_backend=backend, feed_forward_chunk_count=count, offload_idle_parts=True)
         # Both halves of guidance together, and where it is worth the time one alone.
@@ -202,7 +210,14 @@ def _denoise_samples(model: VideoModel, clip: ClipRequest, ways: Sequence[tuple[
             cells = shape.cells_at_once(levers)
             unit = cells * model.architecture.unet_channels * ITEM_BYTES[model.dtype_name]
             seconds = taken.piece_s[-1]
-            samples.append(_sample(lever_key(count, backend), unit, taken, seconds, cells, shape.cells_per_frame))
+            key = lever_key(count, backend, 2 if guidance > 1 else 1)
+            samples.append(_sample(key, unit, taken, seconds, cells, shape.cells_per_frame))
+    # The last way once more, with both halves and streamed weights, against itself without.
+    plain = next(each for each in reversed(samples) if each.line.endswith("/2"))
+    model.layout.arrange(replace(levers, stream_weights=True))
+    model.layout.use(UNET)
+    _, taken = measurement.denoise(clip, measurement.conditioning(clip), timed=True)
+    samples.append(_sample("stream", plain.bytes_beside, taken, taken.piece_s[-1]))
     return samples
 
 
@@ -233,9 +248,8 @@ def _other_samples(model: VideoModel, clip: ClipRequest) -> list[Sample]:
         )
         _, taken = measurement.decode(latents, levers)
         frames_pixels = chunk * pixels
-        samples.append(
-            _sample("decode", frames_pixels * given.vae_channels * item, taken, taken.piece_s[-1], frames_pixels)
-        )
+        line, unit = f"decode {min(chunk, 4)}", frames_pixels * given.vae_channels * item
+        samples.append(_sample(line, unit, taken, taken.piece_s[-1], frames_pixels))
     return samples
 
 

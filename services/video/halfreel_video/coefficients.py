@@ -56,9 +56,12 @@ class Coefficients:
         source: "shipped" or "calibrated".
         context_bytes: what the driver keeps for the process beside the allocator.
         denoise: by `lever_key`.
-        image_encode, vae_encode, decode, keyframe, keyframe_decode: the other parts' lines.
+        decode: by frames at once, for so many and up to the next key: "1", "2", "4".
+        image_encode, vae_encode, keyframe: the other parts' lines.
+        stream: what denoising takes beside the weights where they are streamed, from what it takes otherwise: the
+            ring lies between the tensors of the work, and copies hold memory a little longer.
         step: seconds of a denoising step by `lever_key`.
-        decode_s: seconds of decoding one pixel of one frame, by frames at once: (1, more).
+        decode_s: seconds of decoding one pixel of one frame.
         encode_s, keyframe_s: seconds of these phases.
         copy_bytes_s: bytes that cross the bus in a second, from pinned memory.
     """
@@ -67,11 +70,11 @@ class Coefficients:
     source: str
     context_bytes: int
     denoise: Mapping[str, Line]
+    decode: Mapping[str, Line]
     image_encode: Line
     vae_encode: Line
-    decode: Line
     keyframe: Line
-    keyframe_decode: Line
+    stream: Line
     step: Mapping[str, StepSpeed]
     decode_s: float
     encode_s: float
@@ -81,9 +84,10 @@ class Coefficients:
     @classmethod
     def from_json(cls, given: Mapping[str, Any], source: str) -> Coefficients:
         """Reads what `to_json` gave."""
-        lines = ("image_encode", "vae_encode", "decode", "keyframe", "keyframe_decode")
+        lines = ("image_encode", "vae_encode", "keyframe", "stream")
         values: dict[str, Any] = dict(given) | {name: Line(**given[name]) for name in lines}
-        values["denoise"] = {key: Line(**line) for key, line in given["denoise"].items()}
+        for name in ("denoise", "decode"):
+            values[name] = {key: Line(**line) for key, line in given[name].items()}
         values["step"] = {key: StepSpeed(**speed) for key, speed in given["step"].items()}
         return cls(**(values | {"source": source}))
 
@@ -92,9 +96,16 @@ class Coefficients:
         return {name: value for name, value in asdict(self).items() if name != "source"}
 
 
-def lever_key(feed_forward_chunk_count: int, attention_backend: str) -> str:
-    """The name under which the lines of a way to compute stand."""
-    return f"{attention_backend}/{feed_forward_chunk_count}"
+def lever_key(feed_forward_chunk_count: int, attention_backend: str, half_count: int) -> str:
+    """The name under which the lines of a way to compute stand.
+
+    Args:
+        feed_forward_chunk_count: parts that feed-forward layers are run in.
+        attention_backend: "sdpa" or "sliced".
+        half_count: halves of guidance that are computed at once: how well freed memory fits what comes next depends
+            on it.
+    """
+    return f"{attention_backend}/{feed_forward_chunk_count}/{half_count}"
 
 
 def shipped(dtype: str) -> Coefficients:

@@ -82,9 +82,7 @@ class Estimate:
         pixels = width * height
         halves = 2 if given.keyframe.guidance_scale > 1 else 1
         unit = halves * pixels / LATENT_PX**2 * given.keyframe_channels * self._item
-        activation = max(
-            known.keyframe.at(unit), known.keyframe_decode.at(pixels * given.keyframe_vae_channels * self._item)
-        )
+        activation = known.keyframe.at(unit)
         seconds = known.keyframe_s + self._moved_s(levers, given.keyframe_count)
         return _phase("keyframe", self._resident(levers, given.keyframe_count), activation, seconds)
 
@@ -107,8 +105,10 @@ class Estimate:
     def _denoise(self, shape: Shape, levers: Levers) -> Phase:
         given = self.architecture
         count = given.streamed_count if levers.stream_weights else given.unet_count
-        line, _ = self._ways(levers)
+        line, _ = self._way(shape, levers)
         activation = line.at(shape.cells_at_once(levers) * given.unet_channels * self._item)
+        if levers.stream_weights:
+            activation = self.coefficients.stream.at(activation)
         if shape.keeps_deep:
             # Of every half of guidance, and twice as wide as the widest blocks of full size.
             cells = shape.cells_per_frame * shape.frame_count * (2 if shape.guided else 1)
@@ -121,7 +121,8 @@ class Estimate:
         given, known = self.architecture, self.coefficients
         frames = min(levers.decode_chunk_frame_count, shape.frame_count)
         pixels = shape.width_px * shape.height_px
-        activation = known.decode.at(frames * pixels * given.vae_channels * self._item)
+        line = known.decode[str(max(int(key) for key in known.decode if int(key) <= frames))]
+        activation = line.at(frames * pixels * given.vae_channels * self._item)
         seconds = shape.segment_count * (
             shape.frame_count * pixels * known.decode_s + self._moved_s(levers, given.vae_count)
         )
@@ -129,7 +130,7 @@ class Estimate:
 
     def step_s(self, shape: Shape, levers: Levers) -> float:
         """Seconds of one denoising step."""
-        _, speed = self._ways(levers)
+        _, speed = self._way(shape, levers)
         passes = 2 if shape.guided and levers.split_guidance else 1
         seconds = passes * speed.at(shape.cells_at_once(levers), shape.cells_per_frame)
         if not levers.stream_weights:
@@ -138,16 +139,18 @@ class Estimate:
         copied = passes * self.architecture.unet_count * self._item / self.coefficients.copy_bytes_s
         return max(seconds, copied)
 
-    def _ways(self, levers: Levers) -> tuple[Line, StepSpeed]:
-        """The lines of the levers' way to compute: those measured with as many parts, or with the next fewer."""
-        sliced = levers.attention_backend == SLICED
+    def _way(self, shape: Shape, levers: Levers) -> tuple[Line, StepSpeed]:
+        """The lines of a way to compute: those measured with as many parts, or with the next fewer."""
+        sliced, together = levers.attention_backend == SLICED, shape.guided and not levers.split_guidance
         for count in range(levers.feed_forward_chunk_count, 0, -1):
             # While feed-forward layers decide the peak, slices of the attention save nothing, and are not measured.
             for backend in (SLICED, SDPA) if sliced else (SDPA,):
-                key = lever_key(count, backend)
-                if key in self.coefficients.denoise:
-                    return self.coefficients.denoise[key], self.coefficients.step[key]
-        raise KeyError(lever_key(1, SDPA))
+                # One half alone is never dearer for its size than both: where it was not measured, theirs will do.
+                for halves in (2,) if together else (1, 2):
+                    key = lever_key(count, backend, halves)
+                    if key in self.coefficients.denoise:
+                        return self.coefficients.denoise[key], self.coefficients.step[key]
+        raise KeyError(lever_key(1, SDPA, 2))
 
     def _moved_s(self, levers: Levers, count: int) -> float:
         """Seconds of bringing a part to the device, where that is needed."""

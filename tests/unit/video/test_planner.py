@@ -186,7 +186,20 @@ def test_coefficients_are_kept_and_found_by_card_model_and_arithmetic(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     line, speed = Line(1.0, 2.0), StepSpeed(0.1, 0.2, 0.3)
     made = Coefficients(
-        "A Card / 24", "calibrated", 7, {"sdpa/1": line}, line, line, line, line, line, {"sdpa/1": speed}, 1, 2, 3, 4
+        "A Card / 24",
+        "calibrated",
+        7,
+        {"sdpa/1/2": line},
+        {"1": line},
+        line,
+        line,
+        line,
+        line,
+        {"sdpa/1/2": speed},
+        1,
+        2,
+        3,
+        4,
     )
     assert coefficients.load("A Card / 24", "m", "float16").source == "shipped"
     file = coefficients.save(made, "m", "float16")
