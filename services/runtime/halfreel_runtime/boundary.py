@@ -32,7 +32,7 @@ from halfreel_runtime.errors import (
 )
 from halfreel_runtime.logs import request_id_var
 from halfreel_runtime.metrics import CallMetrics
-from halfreel_runtime.tracing import TRACEPARENT_KEY, joined, note, span
+from halfreel_runtime.tracing import TRACEPARENT_KEY, TRACESTATE_KEY, joined, note, span
 
 _logger = logging.getLogger(__name__)
 MAX_CALL_COUNT = 512
@@ -130,9 +130,9 @@ class Boundary(grpc.aio.ServerInterceptor):
         request_id = request_id_of(context)
         request_id_var.set(request_id)
         context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
-        traceparent = dict(context.invocation_metadata() or ()).get(TRACEPARENT_KEY)
+        metadata = dict(context.invocation_metadata() or ())
         with (
-            joined(traceparent),
+            joined(metadata.get(TRACEPARENT_KEY), metadata.get(TRACESTATE_KEY)),
             span(
                 method.lstrip("/"),
                 {"rpc.system.name": "grpc", "rpc.method": method.lstrip("/"), "halfreel.request_id": request_id},

@@ -11,7 +11,7 @@ import grpc
 
 from halfreel_runtime.errors import REQUEST_ID_KEY
 from halfreel_runtime.logs import request_id_var
-from halfreel_runtime.tracing import TRACEPARENT_KEY, trace_var
+from halfreel_runtime.tracing import TRACEPARENT_KEY, TRACESTATE_KEY, trace_var
 
 
 class PropagationInterceptor(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):
@@ -39,6 +39,8 @@ def _told(details: Any) -> Any:
     metadata = list(details.metadata or ())
     if (context := trace_var.get()) is not None:
         metadata.append((TRACEPARENT_KEY, context.traceparent))
+        if context.state:
+            metadata.append((TRACESTATE_KEY, context.state))
     if request_id := request_id_var.get():
         metadata.append((REQUEST_ID_KEY, request_id))
     return details._replace(metadata=grpc.aio.Metadata(*metadata)) if metadata else details

@@ -93,7 +93,8 @@ class SpanSender:
         made = self._tracer.start_span(name, _context(parent), kind, attributes, start_time=began_ns)
         context = made.get_span_context()
         sampled = bool(context.trace_flags & TraceFlags.SAMPLED)
-        return made, TraceContext(f"{context.trace_id:032x}", f"{context.span_id:016x}", sampled)
+        state = parent.state if parent is not None else ""
+        return made, TraceContext(f"{context.trace_id:032x}", f"{context.span_id:016x}", sampled, state)
 
     def fail(self, made: Span, error: str) -> None:
         """Marks a span as failed by an error of this class."""

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
     from halfreel_runtime.trace_sender import SpanSender
 
-TRACEPARENT_KEY = "traceparent"
+TRACEPARENT_KEY, TRACESTATE_KEY = "traceparent", "tracestate"
+# What vendors write there is passed on as it is; W3C asks for 512 characters at least.
+_MAX_STATE_CHARACTERS = 512
+_STATE = re.compile(r"[\x20-\x7e]*")
 # https://www.w3.org/TR/trace-context/: version, trace id, span id, flags; all zeros is no id.
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 _SAMPLED = 1
@@ -35,11 +38,13 @@ class TraceContext:
         trace_id: 32 hexadecimal digits.
         span_id: 16 hexadecimal digits.
         sampled: whether whoever began the trace wants its spans.
+        state: what tracing systems tell each other (W3C tracestate); passed on, never read.
     """
 
     trace_id: str
     span_id: str
     sampled: bool = True
+    state: str = ""
 
     @property
     def traceparent(self) -> str:
@@ -55,12 +60,15 @@ _span_var: ContextVar[Span | None] = ContextVar("span", default=None)
 _sender: SpanSender | None = None
 
 
-def parse_traceparent(text: object) -> TraceContext | None:
-    """The context in a traceparent; None where the text is none."""
+def parse_traceparent(text: object, state: object = None) -> TraceContext | None:
+    """The context in a traceparent and its tracestate; None where the first is none."""
     match = _TRACEPARENT.fullmatch(text) if isinstance(text, str) else None
     if match is None:
         return None
-    return TraceContext(match[1], match[2], bool(int(match[3], 16) & _SAMPLED))
+    passed_on = isinstance(state, str) and len(state) <= _MAX_STATE_CHARACTERS and _STATE.fullmatch(state)
+    return TraceContext(
+        match[1], match[2], bool(int(match[3], 16) & _SAMPLED), state if passed_on and isinstance(state, str) else ""
+    )
 
 
 def exemplar() -> dict[str, str] | None:
@@ -154,10 +162,10 @@ def record_span(name: str, began_s: float, ended_s: float, attributes: Mapping[s
 
 
 @contextlib.contextmanager
-def joined(traceparent: str | None) -> Iterator[None]:
-    """The work of the block belongs to the trace of a traceparent, where there is one."""
+def joined(traceparent: str | None, state: str | None = None) -> Iterator[None]:
+    """The work of the block belongs to the trace of a traceparent and its tracestate, where there is one."""
     before = trace_var.get()
-    if (context := parse_traceparent(traceparent)) is not None:
+    if (context := parse_traceparent(traceparent, state)) is not None:
         trace_var.set(context)
     try:
         yield

@@ -80,6 +80,22 @@ def test_a_traceparent_is_read_and_written() -> None:
     assert parse_traceparent(f"01-{TRACE}-{PARENT}-01-more") == TraceContext(TRACE, PARENT)  # a later version
 
 
+@pytest.mark.parametrize(
+    ("state", "kept"),
+    [("congo=t61rcWkgMzE,rojo=00f067aa0ba902b7", True), ("x" * 513, False), ("a=\x1b[31m", False), (b"a=b", False)],
+)
+def test_a_traces_state_is_passed_on_unread(state: object, kept: bool) -> None:
+    context = parse_traceparent(TRACEPARENT, state)
+    assert context is not None
+    assert context.state == (state if kept else "")
+    token = trace_var.set(context)
+    try:
+        told = dict(_told(grpc.aio.ClientCallDetails("/x", None, None, None, None)).metadata)
+    finally:
+        trace_var.reset(token)
+    assert told == {"traceparent": TRACEPARENT, **({"tracestate": state} if kept else {})}
+
+
 def test_without_an_endpoint_nothing_is_imported_and_the_context_is_still_kept_logged_and_passed_on() -> None:
     script = f"""
 import sys, logging
@@ -136,6 +152,8 @@ def test_spans_nest_and_finished_work_can_be_recorded(collector: Collector) -> N
             raise RuntimeError("/srv/secret")
         outgoing = _told(grpc.aio.ClientCallDetails("/x", None, None, None, None))
         record = json.loads(JsonFormatter("llm").format(logging.makeLogRecord({"msg": "event"})))
+    with joined(TRACEPARENT, "a=b"), span("later"):
+        assert dict(_told(outgoing).metadata)["tracestate"] == "a=b"
     tracing.stop_tracing()
     (outer,), (inner,), (queue,) = (collector.named(name) for name in ("outer", "inner", "queue"))
     assert inner.parent_id == queue.parent_id == outer.span_id
