@@ -9,6 +9,7 @@ import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from halfreel_runtime.plan import Plan, Price, Profile, Room
 from halfreel_video.clip import segment_frame_counts
@@ -189,7 +190,8 @@ class Planner:
         for name, value in _single_levers(levers, shape.guided):
             chosen = getattr(levers, name) == value
             # A lever that is on is priced against the same without it.
-            other = replace(levers, **{name: getattr(Levers(), name) if chosen else value})
+            change: dict[str, Any] = {name: getattr(Levers(), name) if chosen else value}
+            other = replace(levers, **change)
             changed = self._plan(wish, other, plan.room, plan.context_bytes)
             saved, added = plan.reserved_bytes - changed.reserved_bytes, self._seconds(shape, other) - seconds
             sign = -1 if chosen else 1
