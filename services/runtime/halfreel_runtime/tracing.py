@@ -65,10 +65,9 @@ def parse_traceparent(text: object, state: object = None) -> TraceContext | None
     match = _TRACEPARENT.fullmatch(text) if isinstance(text, str) else None
     if match is None:
         return None
-    passed_on = isinstance(state, str) and len(state) <= _MAX_STATE_CHARACTERS and _STATE.fullmatch(state)
-    return TraceContext(
-        match[1], match[2], bool(int(match[3], 16) & _SAMPLED), state if passed_on and isinstance(state, str) else ""
-    )
+    if not isinstance(state, str) or len(state) > _MAX_STATE_CHARACTERS or not _STATE.fullmatch(state):
+        state = ""
+    return TraceContext(match[1], match[2], bool(int(match[3], 16) & _SAMPLED), state)
 
 
 def exemplar() -> dict[str, str] | None:
