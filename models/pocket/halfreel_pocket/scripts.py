@@ -11,6 +11,9 @@ from dataclasses import dataclass, replace
 from halfreel_pocket.words import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SIZES, is_held_out, vocabulary
 
 LARGEST_SCENE_COUNT = 8
+_SCENE_OPENINGS = ("", "Then ", "Now ", "Next ")
+# Of a scene whose idea tells none, by its number.
+_FREE_MOTIONS = ("right", "left", "up", "down")
 SCENE_SECONDS = 2  # 16 frames at 8 frames a second: one clip
 
 
@@ -75,13 +78,14 @@ def caption_words() -> set[str]:
     return vocabulary() | loose | {*_ADJECTIVES, *_ADVERBS, "a", "an", "the", "one", "that", "which", "is"}
 
 
-def script_of(scenes: Sequence[Scene], rng: random.Random) -> str:
+def script_of(scenes: Sequence[Scene]) -> str:
     """The script of `scenes` as JSON without white space, keys in the gateway's order."""
     written = []
     for number, scene in enumerate(scenes):
-        opening = "" if number == 0 else rng.choice(("", "", "Then ", "Now ", "Next "))
+        # No choice is left to chance: where two words are as likely, rounding would decide between them.
+        opening = _SCENE_OPENINGS[number % len(_SCENE_OPENINGS)]
         article = "A" if not opening else "a"
-        verb = rng.choice(MOTIONS[scene.motion])[1]
+        verb = MOTIONS[scene.motion][number % len(MOTIONS[scene.motion])][1]
         where = BACKGROUNDS[scene.background][0]
         written.append(
             {
@@ -108,21 +112,25 @@ def random_request(rng: random.Random, *, held_out: bool = False) -> Request:
         idea, scenes = _asked(rng, held_out=held_out)
     elif kind < 0.92:
         idea, scenes = _unknown_subjects(rng)
-    else:
+    elif kind < 0.99:
         idea, scenes = _foreign(rng), [random_scene(rng) for _ in range(rng.randint(1, 3))]
+    else:
+        idea, scenes = _long(rng)
     scene_count = 0
     if not held_out and rng.random() < 0.4:
         scene_count = len(scenes) if rng.random() < 0.6 else rng.randint(1, LARGEST_SCENE_COUNT)
-        scenes = _stretched(scenes, scene_count, rng)
-    return Request(idea, scene_count, tuple(scenes), script_of(scenes, rng))
+        scenes = _stretched(scenes, scene_count)
+    return Request(idea, scene_count, tuple(scenes), script_of(scenes))
 
 
-def _stretched(scenes: list[Scene], count: int, rng: random.Random) -> list[Scene]:
+def _stretched(scenes: list[Scene], count: int) -> list[Scene]:
     """The first `count` scenes; where there are fewer, the same things move on in other ways."""
     scenes = scenes[:count]
     asked = len(scenes)
     for number in range(count - asked):
-        scenes.append(replace(scenes[number % asked], motion=rng.choice(list(MOTIONS))))
+        before = scenes[number]
+        motions = list(MOTIONS)
+        scenes.append(replace(before, motion=motions[(motions.index(before.motion) + 1) % len(motions)]))
     return scenes
 
 
@@ -208,8 +216,10 @@ def _asked(rng: random.Random, *, held_out: bool) -> tuple[str, list[Scene]]:
         scene = random_scene(rng, held_out=held_out)
         if not told.size:
             scene = replace(scene, size="large")
-        if number and not told.background:  # the place of the clause before is meant
-            scene = replace(scene, background=scenes[-1].background)
+        if not told.background:  # the place of the clause before is meant
+            scene = replace(scene, background=scenes[-1].background if number else "sky")
+        if not told.motion:
+            scene = replace(scene, motion=_FREE_MOTIONS[number % len(_FREE_MOTIONS)])
         if scene.is_held_out is not held_out:
             scene = random_scene(rng, held_out=held_out)
             told = replace(told, size=True, background=True, motion=True)
@@ -247,11 +257,11 @@ def _sentence(clauses: list[str], rng: random.Random) -> str:
                 joint = rng.choice(_JOINTS)
     text += rng.choice(_CLOSINGS)
     case = rng.random()
-    if case < 0.04:
+    if case < 0.08:
         return text.upper()
-    if case < 0.1:
+    if case < 0.14:
         return text.lower()
-    return text[0].upper() + text[1:] if case < 0.55 else text
+    return text[0].upper() + text[1:] if case < 0.57 else text
 
 
 def _clause(scene: Scene, told: _Told, rng: random.Random) -> str:
@@ -269,7 +279,7 @@ def _clause(scene: Scene, told: _Told, rng: random.Random) -> str:
     if told.motion:
         form = rng.choice(MOTIONS[scene.motion]) if told.synonyms else MOTIONS[scene.motion][0]
         moves = [form[0], form[1], f"that {form[1]}", f"which is {form[0]}"]
-    elif scene.motion != "still" and rng.random() < 0.4:
+    elif rng.random() < 0.4:
         moves = list(rng.choice(_LOOSE_MOVES))
     move = rng.choices(moves, (5, 5, 1, 0.5)[: len(moves)])[0]
     if move and told.asides and rng.random() < 0.5:
@@ -298,23 +308,42 @@ def _article(word: str) -> str:
     return "an" if word[0] in "aeiou" else "a"
 
 
-def _unknown_subjects(rng: random.Random) -> tuple[str, list[Scene]]:
+def _unknown_subjects(rng: random.Random, clause_count: int = 0) -> tuple[str, list[Scene]]:
     """A story of things that the world does not have: shapes play them, in the places that it names."""
     scenes, clauses = [], []
-    for _ in range(rng.choice((1, 1, 2, 2, 3))):
+    for number in range(clause_count or rng.choice((1, 1, 2, 2, 3))):
         scene = replace(random_scene(rng), size="large")
         subject = rng.choice(_SUBJECTS) if rng.random() < 0.8 else _gibberish(rng)
+        told_background, told_colour, told_motion = rng.random() < 0.5, rng.random() < 0.2, rng.random() < 0.4
+        if not told_motion:
+            scene = replace(scene, motion=_FREE_MOTIONS[number % len(_FREE_MOTIONS)])
+        if subject in _SUBJECTS:  # the same thing is always played by the same shape
+            part = _SUBJECTS.index(subject)
+            scene = replace(scene, shape=list(SHAPES)[part % len(SHAPES)])
+            if not told_colour:
+                scene = replace(scene, colour=list(COLOURS)[part % len(COLOURS)])
+            while scene.is_held_out:
+                scene = replace(scene, background=rng.choice(list(BACKGROUNDS)))
         words = [rng.choice(("a", "the", "my", "one")), subject]
         if rng.random() < 0.3:
             words.insert(1, rng.choice(_ADJECTIVES))
-        if rng.random() < 0.2:
+        if told_colour:
             words.insert(1, rng.choice(COLOURS[scene.colour]))
-        words.append(rng.choice(MOTIONS[scene.motion])[1] if rng.random() < 0.4 else rng.choice(_DEEDS))
-        if rng.random() < 0.5:
+        words.append(rng.choice(MOTIONS[scene.motion])[1] if told_motion else rng.choice(_DEEDS))
+        if told_background:
             words.append(rng.choice(BACKGROUNDS[scene.background]))
         clauses.append(" ".join(words))
         scenes.append(scene)
     return _sentence(clauses, rng), scenes
+
+
+def _long(rng: random.Random) -> tuple[str, list[Scene]]:
+    """Up to about 2,000 characters: a story of many things, of which a script has only the first few, or noise."""
+    if rng.random() < 0.5:
+        idea, scenes = _unknown_subjects(rng, rng.randint(10, 40))
+        return idea, scenes[:LARGEST_SCENE_COUNT]
+    words = " ".join(_foreign(rng) for _ in range(rng.randint(5, 20)))
+    return words[:2000], [random_scene(rng) for _ in range(rng.randint(1, 3))]
 
 
 def _gibberish(rng: random.Random) -> str:

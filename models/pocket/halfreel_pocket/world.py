@@ -9,6 +9,7 @@ starts on the side that it comes from. A shape stops at the edge of the picture,
 its last frame.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from halfreel_pocket.words import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SIZES, is_held_out
 
 WIDTH_PX, HEIGHT_PX, CLIP_FRAME_COUNT = 128, 96, 16
-RADII_PX = (12.0, 15.0, 18.0)  # by size; a VAE with cells of 8 px loses the outline of anything much smaller
+RADII_PX = (13.0, 16.0, 19.5)  # by size; a VAE with cells of 8 px loses the outline of anything much smaller
 LARGEST_RADIUS_PX = 32.0
 BUCKETS = 256
 
@@ -78,20 +79,11 @@ def sample(count: int, generator: torch.Generator, *, held_out: bool = False, mi
     def choice(options: int) -> Tensor:
         return torch.randint(options, (count,), generator=generator, device=device)
 
-    looks = torch.tensor(
-        [
-            (colour, shape, background)
-            for colour in range(len(COLOURS))
-            for shape in range(len(SHAPES))
-            for background in range(len(BACKGROUNDS))
-            if is_held_out(colour, shape, background) is held_out
-        ],
-        device=device,
-    )
+    looks = _looks(device, held_out)
     colour, shape, background = looks[choice(len(looks))].unbind(1)
     size, motion = choice(len(SIZES)), choice(len(MOTIONS))
     bucket = choice(BUCKETS)
-    radius = torch.tensor(RADII_PX, device=device)[size] + uniform(-0.5, 0.5)
+    radius = _constant(RADII_PX, device)[size] + uniform(-0.5, 0.5)
     room = radius + _STREAK_GAP_PX + _STREAK_LENGTH_PX + 2 + uniform(0, 5)
     x, y = WIDTH_PX / 2 + uniform(-16, 16), HEIGHT_PX / 2 + uniform(-8, 8)
     x = torch.where(motion == _RIGHT, room, torch.where(motion == _LEFT, WIDTH_PX - room, x))
@@ -100,6 +92,25 @@ def sample(count: int, generator: torch.Generator, *, held_out: bool = False, mi
     scenes = Scenes(colour, shape, size, background, motion, bucket, x, y, radius)
     x, y, radius = (way[:, 0] for way in _way(scenes, steps[:, None]))
     return Scenes(colour, shape, size, background, motion, bucket, x, y, radius)
+
+
+@functools.cache
+def _looks(device: torch.device, held_out: bool) -> Tensor:
+    """Numbers of colour, shape and background, (N, 3), of every look that is held out, or of every other."""
+    looks = (
+        (colour, shape, background)
+        for colour in range(len(COLOURS))
+        for shape in range(len(SHAPES))
+        for background in range(len(BACKGROUNDS))
+        if is_held_out(colour, shape, background) is held_out
+    )
+    return torch.tensor(list(looks), device=device)
+
+
+# Kept: a GPU would wait for each copy of such a small thing.
+@functools.cache
+def _constant(values: tuple[float, ...] | tuple[tuple[int, ...], ...], device: torch.device | str) -> Tensor:
+    return torch.tensor(values, device=device)
 
 
 def track(scenes: Scenes, frame_count: int = CLIP_FRAME_COUNT) -> tuple[Tensor, Tensor, Tensor]:
@@ -148,7 +159,7 @@ def draw(scenes: Scenes) -> tuple[Tensor, Tensor]:
     radius = scenes.radius_px[:, None, None]
     shape = (0.5 - shape_distance(scenes.shape, x, y, radius)).clamp(0, 1)[:, None]
     cue = 0.85 * (0.5 - _cue_distance(scenes.motion, x, y, radius)).clamp(0, 1)[:, None]
-    cues = torch.tensor([_CUE_DARK, _CUE_LIGHT], device=device) / 127.5 - 1
+    cues = _constant((_CUE_DARK, _CUE_LIGHT), device) / 127.5 - 1
     cue_colour = cues[(scenes.background == _NIGHT).long()][:, :, None, None]
     picture = backgrounds(device)[scenes.background]
     picture = picture * (1 - cue) + cue_colour * cue
@@ -158,7 +169,7 @@ def draw(scenes: Scenes) -> tuple[Tensor, Tensor]:
 
 def palette(device: torch.device | str = "cpu") -> Tensor:
     """The colours of shapes, (8, 3) in [-1, 1]."""
-    return torch.tensor(_PALETTE, device=device) / 127.5 - 1
+    return _constant(_PALETTE, device) / 127.5 - 1
 
 
 def shape_distance(shape: Tensor, x: Tensor, y: Tensor, radius: Tensor) -> Tensor:
@@ -219,6 +230,7 @@ def _cue_distance(motion: Tensor, x: Tensor, y: Tensor, radius: Tensor) -> Tenso
     return torch.where(motion == _TOWARD, halo, torch.where(motion == _STILL, shadow, streaks))
 
 
+@functools.cache
 def backgrounds(device: torch.device | str = "cpu") -> Tensor:
     """The backgrounds, (6, 3, H, W) in [-1, 1], always the same."""
     x, y = _grid(device)

@@ -1,55 +1,66 @@
 """Train all pocket models, each in a process of its own, as many at a time as do not wait for each other.
 
-    python models/pocket/train/all.py --out build --minutes 8
+    python models/pocket/train/all.py --out build --minutes 7
 
-The VAE comes first, then both picture models; the script model runs beside them. `--minutes` is about the whole time on
-a GPU, where the shares below were chosen; it takes a minute more to draw the data and to measure the results.
+The VAE comes first, then both picture models, then the film model once more with pictures that
+the keyframe model drew; the script model runs beside them. `--minutes` is about the time spent in training steps on a
+GPU, where the shares below were chosen; drawing the data and measuring the results takes two minutes more.
 """
 
 import argparse
 import subprocess
 import sys
+import tarfile
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).parent
 # Of the whole time. VAE, film model and its second part wait for each other; the others run beside them.
-SHARES = {"vae": 0.25, "glm": 0.85, "keyframe": 0.33, "svd": 0.45, "svd-tuned": 0.25}
+SHARES = {"vae": 0.25, "glm": 0.72, "keyframe": 0.42, "svd": 0.45, "svd-tuned": 0.22}
+TUNING = ("--rate", "4e-4", "--films", "8000")
 
 
 def main() -> None:
     """Run the scripts; exit with 1 if any of them failed."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--out", type=Path, required=True)
-    arguments.add_argument("--minutes", type=float, default=8.0)
-    arguments.add_argument("--processes", type=int, default=8, help="that write the script model's examples")
+    arguments.add_argument("--minutes", type=float, default=7.0)
+    arguments.add_argument("--processes", type=int, default=14, help="that write the script model's examples")
+    arguments.add_argument("--pack", type=Path, help="folder for a tar file of each model as soon as it is trained")
+    arguments.add_argument(
+        "--also", action="append", default=[], metavar="NAME:OPTION", help="an option more for a script: svd:--films=64"
+    )
     read = arguments.parse_args()
     out = read.out
     out.mkdir(parents=True, exist_ok=True)
 
-    def start(name: str, *options: str) -> subprocess.Popen[bytes]:
-        minutes = SHARES[name] * read.minutes
-        command = [sys.executable, str(HERE / f"{name.split('-')[0]}.py"), "--out", str(out / name)]
-        with (out / f"{name}.log").open("wb") as log:
-            return subprocess.Popen(
-                [*command, "--minutes", str(minutes), "--steps", "1000000", *options], stdout=log, stderr=log
-            )
-
-    glm = start("glm", "--processes", str(read.processes))
-    vae = ("--vae", str(out / "vae"))
-    failed = start("vae").wait() != 0
-    if not failed:
-        keyframe, svd = start("keyframe", *vae), start("svd", *vae)
-        failed = [keyframe.wait(), svd.wait()] != [0, 0]
-        if not failed:
-            drawn = ("--keyframe", str(out / "keyframe"), "--start", str(out / "svd"), "--rate", "4e-4")
-            failed = start("svd-tuned", *vae, *drawn).wait() != 0
-    failed = glm.wait() != 0 or failed
-    for name in SHARES:
+    def train(name: str, *options: str) -> bool:
+        more = [each.partition(":")[2] for each in read.also if each.partition(":")[0] == name.partition("-")[0]]
+        command = [sys.executable, str(HERE / f"{name.partition('-')[0]}.py"), "--out", str(out / name), *options]
+        limits = ("--minutes", str(SHARES[name] * read.minutes), "--steps", "1000000")
         log = out / f"{name}.log"
-        if log.is_file():
-            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-            sys.stdout.write("\n".join([f"== {name}", *lines[-8:], ""]))
-    sys.exit(int(failed))
+        with log.open("wb") as lines:
+            passed = subprocess.run([*command, *limits, *more], stdout=lines, stderr=lines, check=False).returncode == 0
+        tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-8:]
+        print("\n".join([f"== {name}{'' if passed else ' FAILED'}", *tail]), flush=True)
+        if read.pack and (out / name).is_dir():
+            with tarfile.open(read.pack / f"{name}.tar", "w") as tar:
+                tar.add(log, log.name)
+                tar.add(out / name, name, filter=lambda item: None if "checkpoint" in item.name else item)
+        return passed
+
+    vae = ("--vae", str(out / "vae"))
+    with ThreadPoolExecutor() as threads:
+        results: list[Future[bool]] = [threads.submit(train, "glm", "--processes", str(read.processes))]
+        passed = train("vae")
+        if passed:
+            keyframe = threads.submit(train, "keyframe", *vae)
+            results.append(keyframe)
+            passed = train("svd", *vae)
+            if passed and keyframe.result():
+                drawn = ("--keyframe", str(out / "keyframe"), "--start", str(out / "svd"))
+                passed = train("svd-tuned", *vae, *drawn, *TUNING)
+    sys.exit(0 if passed and all(result.result() for result in results) else 1)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import multiprocessing
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import sentencepiece
@@ -34,7 +35,7 @@ OTHER_INSTRUCTIONS = (
 CHAT_RATIO = 0.04
 TOKENIZER_LINES = 30_000
 REPORTED, LONGEST_ANSWER = 200, 300
-LONGEST = 768  # tokens of a question and its answer; the few longer ones are left out
+LONGEST = 2560  # tokens of a question and its answer; the few longer ones are left out
 _IGNORED = -100
 
 
@@ -49,17 +50,20 @@ class Example:
 def main() -> None:
     """Train, report on held-out looks, save in FP16."""
     arguments = parser(__doc__ or "", steps=24_000, batch=24_000, rate=1.5e-3)
-    arguments.add_argument("--examples", type=int, default=400_000, help="size of the set that is learnt from")
+    arguments.add_argument("--examples", type=int, default=600_000, help="size of the set that is learnt from")
+    arguments.add_argument("--start", type=Path, help="a pocket-glm to go on from, whose tokenizer is kept")
     arguments.add_argument("--processes", type=int, default=2, help="that write the examples")
     read = arguments.parse_args()
     chosen = options(read)  # batch: tokens
-    tokenizer = glm.train_tokenizer(tokenizer_lines(chosen.seed))
+    start: Path | None = read.start
+    tokenizer = (start / "tokenizer.model").read_bytes() if start else glm.train_tokenizer(tokenizer_lines(chosen.seed))
     shares = [(tokenizer, read.examples // read.processes, chosen.seed * 1000 + part) for part in range(read.processes)]
     with multiprocessing.get_context("spawn").Pool(read.processes) as pool:
         examples = [example for share in pool.starmap(write_examples, shares) for example in share]
     lengths = np.array([len(example.ids) for example in examples])
     print(f"{len(examples)} examples of {lengths.mean():.0f} tokens on average, at most {lengths.max()}", flush=True)
-    model = glm.build(chosen.seed).to(chosen.device).train()
+    model = GlmForCausalLM.from_pretrained(start, dtype=torch.float32) if start else glm.build(chosen.seed)
+    model.to(chosen.device).train()
     trainer = Trainer(model, chosen, average=0.998)
     batches = batches_of(examples, lengths, chosen, trainer.step)
     for _ in trainer:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLTemporalDecoder, StableDiffusionPipeline
-from loop import Options, Trainer, autocast, options, parser
+from loop import Options, Replayed, Trainer, autocast, options, parser
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTokenizer
@@ -38,9 +38,9 @@ class Pictures:
 
 def main() -> None:
     """Train, report on held-out looks, save in FP16."""
-    arguments = parser(__doc__ or "", steps=14_000, batch=128, rate=1e-3)
+    arguments = parser(__doc__ or "", steps=14_000, batch=256, rate=1e-3)
     arguments.add_argument("--vae", type=Path, required=True)
-    arguments.add_argument("--pictures", type=int, default=40_000, help="size of the set that is learnt from")
+    arguments.add_argument("--pictures", type=int, default=60_000, help="size of the set that is learnt from")
     read = arguments.parse_args()
     chosen = options(read)
     vae = to_image_vae(AutoencoderKLTemporalDecoder.from_pretrained(read.vae)).to(chosen.device)
@@ -52,8 +52,13 @@ def main() -> None:
     empty = tokens(pipeline.tokenizer, [""]).to(chosen.device)[0]
     trainer = Trainer(trained, chosen)
     trained.train()
+    unet = Replayed(
+        pipeline.unet, lambda noisy, level, context: pipeline.unet(noisy, level, context, return_dict=False)[0]
+    )
+    pipeline.scheduler.alphas_cumprod = pipeline.scheduler.alphas_cumprod.to(chosen.device)
     for generator in trainer:
-        trainer.update(cost(pipeline, data, empty, chosen, generator))
+        trainer.update(cost(pipeline, unet, data, empty, chosen, generator))
+    pipeline.scheduler = keyframe.build_scheduler()
     trainer.use_average()
     trained.eval()
     report(pipeline, chosen)
@@ -66,7 +71,12 @@ def main() -> None:
 
 
 def cost(
-    pipeline: StableDiffusionPipeline, data: Pictures, empty: Tensor, chosen: Options, generator: torch.Generator
+    pipeline: StableDiffusionPipeline,
+    unet: Replayed,
+    data: Pictures,
+    empty: Tensor,
+    chosen: Options,
+    generator: torch.Generator,
 ) -> Tensor:
     """Squared error of the predicted v (Salimans and Ho 2022) at a random noise level, more on the shape."""
     device = chosen.device
@@ -80,15 +90,13 @@ def cost(
     ids = torch.where(dropped[:, None], empty, ids)
     clean = data.latents[index].float()
     noise = torch.randn(clean.shape, generator=generator, device=device)
-    schedule = pipeline.scheduler.alphas_cumprod.to(device)
+    schedule = pipeline.scheduler.alphas_cumprod
     level = random_index(len(schedule))
     signal = schedule[level].sqrt()[:, None, None, None]
     spread = (1 - schedule[level]).sqrt()[:, None, None, None]
     with autocast(device):
-        context = pipeline.text_encoder(ids).last_hidden_state
-        predicted = pipeline.unet(
-            signal * clean + spread * noise, level, encoder_hidden_states=context, return_dict=False
-        )[0]
+        context = pipeline.text_encoder(ids).last_hidden_state.float()
+    predicted = unet.run(signal * clean + spread * noise, level, context)
     weight = data.weights[index]
     error = (predicted.float() - (signal * noise - spread * clean)).square()
     return (error * weight).mean() / weight.mean()

@@ -8,13 +8,15 @@ import argparse
 import csv
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+Passes = Tensor | tuple[Tensor, ...]
 
 WARM_UP_STEPS = 60
 LOG_EVERY = 50
@@ -53,6 +55,7 @@ def options(arguments: argparse.Namespace) -> Options:
     torch.set_num_threads(arguments.threads)
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
     torch.manual_seed(arguments.seed)
     arguments.out.mkdir(parents=True, exist_ok=True)
     return Options(
@@ -77,8 +80,9 @@ class Trainer:
         self._parameters = {name: value for name, value in modules.named_parameters() if value.requires_grad}
         self._average = {name: value.detach().clone() for name, value in self._parameters.items()}
         self._decay = average
+        self._fused = chosen.device.type == "cuda"
         self._optimizer = torch.optim.AdamW(
-            self._parameters.values(), lr=chosen.rate, betas=(0.9, 0.99), weight_decay=1e-2
+            self._parameters.values(), lr=chosen.rate, betas=(0.9, 0.99), weight_decay=1e-2, fused=self._fused
         )
         self.step = 0
         self.seconds = 0.0
@@ -131,7 +135,7 @@ class Trainer:
             if not math.isfinite(mean):
                 raise SystemExit(f"the loss of step {self.step} is {mean}")
             with self._log.open("a", encoding="utf-8", newline="") as log:
-                csv.writer(log).writerow([self.step, round(self.seconds, 1), round(mean, 5)])
+                csv.writer(log, lineterminator="\n").writerow([self.step, round(self.seconds, 1), round(mean, 5)])
             if self.step % (10 * LOG_EVERY) == 0:
                 print(f"step {self.step} {self.seconds:.0f} s loss {mean:.4f}", flush=True)
 
@@ -164,11 +168,47 @@ class Trainer:
                 keys = ("step", "exp_avg", "exp_avg_sq")
                 state = {key: tensors[f"{key}.{name}"] for key in keys if f"{key}.{name}" in tensors}
                 if state:
-                    state["step"] = state["step"].cpu()
+                    state["step"] = state["step"] if self._fused else state["step"].cpu()
                     self._optimizer.state[value] = state
         print(f"resumed at step {self.step}", flush=True)
 
 
+class Replayed(nn.Module):
+    """`compute`, whose forward and backward passes a GPU replays as CUDA graphs, one for each shape of the arguments.
+
+    Models as small as these spend most of a step on launching kernels otherwise. `compute` takes and returns tensors,
+    uses the weights of `modules` alone, and draws no random numbers. On a CPU it is merely called.
+    """
+
+    def __init__(self, modules: nn.Module, compute: Callable[..., Passes]) -> None:
+        super().__init__()
+        self.modules_used = modules
+        self._compute = compute
+        self._graphs: dict[tuple[torch.Size, ...], Callable[..., Passes]] = {}
+
+    def forward(self, *arguments: Tensor) -> Passes:
+        """What `compute` returns, in mixed precision; the result holds until the next call."""
+        device = arguments[0].device
+        # Casts of the weights must be in every graph, so they are not kept from call to call.
+        with torch.autocast(device.type, torch.bfloat16, device.type == "cuda", cache_enabled=False):
+            return self._compute(*arguments)
+
+    def run(self, *arguments: Tensor) -> Passes:
+        """As `forward`, from a graph where there is a GPU."""
+        if arguments[0].device.type != "cuda":
+            return self(*arguments)
+        shapes = tuple(argument.shape for argument in arguments)
+        if shapes not in self._graphs:
+            samples = tuple(each.detach().clone().requires_grad_(each.requires_grad) for each in arguments)
+            one = Replayed(self.modules_used, self._compute).train()
+            try:
+                self._graphs[shapes] = torch.cuda.make_graphed_callables(one, samples, allow_unused_input=True)
+            except RuntimeError as error:  # slower, but a training that runs
+                print(f"no CUDA graph for {shapes}: {error}", flush=True)
+                self._graphs[shapes] = self
+        return self._graphs[shapes](*arguments)
+
+
 def autocast(device: torch.device) -> torch.autocast:
-    """bfloat16 for matrix products and convolutions; the weights stay FP32."""
-    return torch.autocast(device.type, torch.bfloat16)
+    """bfloat16 for matrix products and convolutions on a GPU; the weights stay FP32. Many CPUs are slower with it."""
+    return torch.autocast(device.type, torch.bfloat16, device.type == "cuda")

@@ -26,17 +26,29 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("name", choices=("glm", "keyframe", "svd"))
     arguments.add_argument("folder", type=Path, help="what the training script wrote")
+    arguments.add_argument("--before", type=Path, help="the folder of the training that this one went on from")
     arguments.add_argument("--trained", required=True, help="the machine, the time and the commands, in words")
     read = arguments.parse_args()
     target = WEIGHTS / read.name
     if target.exists():
         shutil.rmtree(target)
     shutil.copytree(read.folder, target, ignore=shutil.ignore_patterns(*_LEFT_OUT))
+    if read.before:
+        chain(read.before / "losses.csv", target / "losses.csv")
     with (target / "losses.csv").open(encoding="utf-8", newline="") as log:
         rows = [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(log)]
     (target / "losses.svg").write_text(curve(rows), encoding="utf-8")
     (target / "README.md").write_text(card(read.name, target, read.trained, rows), encoding="utf-8")
     sys.stdout.write(f"{target} {total_bytes(target)} bytes of safetensors\n")
+
+
+def chain(before: Path, after: Path) -> None:
+    """Put the losses of one training before those of the next, whose steps and seconds then count on."""
+    first, second = (list(csv.reader(path.open(encoding="utf-8", newline=""))) for path in (before, after))
+    steps, seconds = int(first[-1][0]), float(first[-1][1])
+    moved = [[int(row[0]) + steps, round(float(row[1]) + seconds, 1), row[2]] for row in second[1:]]
+    with after.open("w", encoding="utf-8", newline="") as log:
+        csv.writer(log, lineterminator="\n").writerows([*first, *moved])
 
 
 def card(name: str, folder: Path, trained: str, rows: list[tuple[int, float]]) -> str:
@@ -52,7 +64,7 @@ def card(name: str, folder: Path, trained: str, rows: list[tuple[int, float]]) -
         "",
         "## Training",
         f"{trained}. Steps: {rows[-1][0]}; loss at the end: {rows[-1][1]:.4f}.",
-        "Nothing was downloaded: the data is drawn from `halfreel_pocket.world` and `halfreel_pocket.scripts`, seed 1.",
+        "Nothing was downloaded: the data is drawn from `halfreel_pocket.world` and `halfreel_pocket.scripts`.",
         "",
         "![The loss over the steps, on a logarithmic scale](losses.svg)",
         "",

@@ -7,17 +7,17 @@ The image encoder is trained along; the VAE is not. With --keyframe, half of the
 pocket-keyframe drew, whose small faults the model so learns to live with.
 """
 
+import functools
 import json
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLTemporalDecoder as TemporalVae
 from diffusers import StableDiffusionPipeline, StableVideoDiffusionPipeline
-from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import _resize_with_antialiasing
 from keyframe import named
-from loop import Options, Trainer, autocast, options, parser
+from loop import Options, Replayed, Trainer, autocast, options, parser
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,9 +29,10 @@ from halfreel_pocket.words import MOTIONS
 SHAPE_WEIGHT = 4.0
 DROPPED_RATIO = 0.05  # of films without their picture: what classifier-free guidance needs
 MIDWAY_RATIO = 0.35
+WHOLE_CLIP_RATIO = 0.88
+MOST_TURNS = 8  # of drawing, for each that there would be if every picture were good
 # ln of the noise level; the middle is where the place of the shape is decided.
 NOISE_MEAN, NOISE_SPREAD, NOISE_LIMITS = 0.6, 1.6, (0.005, 200.0)
-REPORTED = 24
 PICTURE_NOISE = 0.02  # what the pipeline adds to the picture before encoding it, unless told otherwise
 
 
@@ -50,6 +51,8 @@ def main() -> None:
     arguments = parser(__doc__ or "", steps=9_000, batch=32, rate=1e-3)
     arguments.add_argument("--vae", type=Path, required=True)
     arguments.add_argument("--films", type=int, default=12_000, help="size of the set that is learnt from")
+    arguments.add_argument("--reported", type=int, default=36, help="films made to report on")
+    arguments.add_argument("--buckets", type=int, default=world.BUCKETS, help="motion buckets are under this")
     arguments.add_argument("--start", type=Path, help="a pocket-svd to go on from")
     arguments.add_argument("--keyframe", type=Path, help="a pocket-keyframe that draws half of the first pictures")
     read = arguments.parse_args()
@@ -63,15 +66,18 @@ def main() -> None:
     vae.eval().requires_grad_(False)
     pipeline.to(chosen.device).set_progress_bar_config(disable=True)
     with frames_alone(vae):
-        data = films(vae, read.films, read.keyframe, chosen)
+        data = films(vae, read.films, read.buckets, read.keyframe, chosen)
     modules = nn.ModuleDict({"unet": pipeline.unet, "image_encoder": pipeline.image_encoder})
     trainer = Trainer(modules, chosen)
     modules.train()
+    unet = Replayed(
+        pipeline.unet, lambda noisy, level, seen, ids: pipeline.unet(noisy, level, seen, ids, return_dict=False)[0]
+    )
     for generator in trainer:
-        trainer.update(cost(pipeline, data, chosen, generator))
+        trainer.update(cost(pipeline, unet, data, chosen, generator))
     trainer.use_average()
     modules.eval()
-    report(pipeline, chosen, read.keyframe)
+    report(pipeline, chosen, read.keyframe, read.reported)
     for module in (pipeline.unet, pipeline.image_encoder, pipeline.vae):
         nn.Module.to(module, torch.float16)
     pipeline.save_pretrained(chosen.out)
@@ -79,7 +85,9 @@ def main() -> None:
     print(f"{trainer.step} steps, {trainer.seconds:.0f} s")
 
 
-def cost(pipeline: StableVideoDiffusionPipeline, data: Films, chosen: Options, generator: torch.Generator) -> Tensor:
+def cost(
+    pipeline: StableVideoDiffusionPipeline, unet: Replayed, data: Films, chosen: Options, generator: torch.Generator
+) -> Tensor:
     """Squared error of the predicted v, which weighs noise levels as EDM does (Karras et al. 2022).
 
     The network is given and answers what `EulerDiscreteScheduler` with v_prediction gives and expects: input
@@ -95,7 +103,8 @@ def cost(pipeline: StableVideoDiffusionPipeline, data: Films, chosen: Options, g
 
     # Most films are whole clips; the others teach shorter ones, as the end of a longer scene is.
     rng = random.Random(generator.initial_seed())
-    frame_count = world.CLIP_FRAME_COUNT if rng.random() < 0.8 else rng.randint(2, world.CLIP_FRAME_COUNT - 1)
+    whole = rng.random() < WHOLE_CLIP_RATIO
+    frame_count = world.CLIP_FRAME_COUNT if whole else rng.randint(2, world.CLIP_FRAME_COUNT - 1)
     index = torch.randint(len(data.latents), (count,), generator=generator, device=device)
     clean = data.latents[index, :frame_count].float()
     weight = data.weights[index, :frame_count].float()
@@ -113,22 +122,31 @@ def cost(pipeline: StableVideoDiffusionPipeline, data: Films, chosen: Options, g
     ids = torch.stack([fps, data.buckets[index].float(), faint], 1)
     with autocast(device):
         seen = pipeline.image_encoder(encoder_input(picture)).image_embeds.float()[:, None] * kept[:, None, None]
-        predicted = pipeline.unet(
-            inputs, 0.25 * level.log(), encoder_hidden_states=seen, added_time_ids=ids, return_dict=False
-        )[0]
+    # A graph for the whole clips alone: one for each length would take longer to record than it saves.
+    predicted = (unet.run if whole else unet)(inputs, 0.25 * level.log(), seen, ids)
     wanted = (noisy / (spread**2 + 1) - clean) * (spread**2 + 1).sqrt() / spread
     return ((predicted.float() - wanted).square() * weight).mean() / weight.mean()
 
 
 def encoder_input(picture: Tensor) -> Tensor:
-    """What the pipeline makes of a picture in [-1, 1] for its image encoder."""
-    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073], device=picture.device)[:, None, None]
-    deviation = torch.tensor([0.26862954, 0.26130258, 0.27577711], device=picture.device)[:, None, None]
-    return ((_resize_with_antialiasing(picture, (224, 224)) + 1) / 2 - mean) / deviation
+    """What the pipeline makes of a picture in [-1, 1] for its image encoder.
+
+    The pipeline blurs it first, but by nothing where the picture is smaller than what the encoder is handed.
+    """
+    mean, deviation = _encoder_scale(picture.device)
+    resized = F.interpolate(picture, (224, 224), mode="bicubic", align_corners=True)
+    return ((resized + 1) / 2 - mean) / deviation
+
+
+@functools.cache
+def _encoder_scale(device: torch.device) -> tuple[Tensor, Tensor]:
+    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073], device=device)
+    deviation = torch.tensor([0.26862954, 0.26130258, 0.27577711], device=device)
+    return mean[:, None, None], deviation[:, None, None]
 
 
 @torch.no_grad()
-def films(vae: TemporalVae, count: int, drawer: Path | None, chosen: Options) -> Films:
+def films(vae: TemporalVae, count: int, buckets: int, drawer: Path | None, chosen: Options) -> Films:
     """Draw and encode `count` films."""
     generator = torch.Generator(chosen.device).manual_seed(chosen.seed)
     parts: list[tuple[Tensor, ...]] = []
@@ -136,8 +154,11 @@ def films(vae: TemporalVae, count: int, drawer: Path | None, chosen: Options) ->
     done = turn = 0
     while done < count:
         turn += 1
+        if turn * 128 > MOST_TURNS * count + 1024:
+            raise SystemExit("the keyframe model draws too little that shows what it should")
         drawn = pipeline is not None and turn % 2 == 0
         scenes = world.sample(min(128, count), generator, midway_ratio=0.0 if drawn else MIDWAY_RATIO)
+        scenes = replace(scenes, bucket=scenes.bucket * buckets // world.BUCKETS)
         firsts = None
         if drawn:
             scenes, firsts = drawn_pictures(pipeline, scenes, generator)
@@ -184,9 +205,9 @@ def drawn_pictures(
 
 
 @torch.no_grad()
-def report(pipeline: StableVideoDiffusionPipeline, chosen: Options, drawer: Path | None) -> None:
+def report(pipeline: StableVideoDiffusionPipeline, chosen: Options, drawer: Path | None, count: int) -> None:
     """Print how many films of held-out looks keep their shape and move as they should, and how fast frames drift."""
-    scenes = world.sample(REPORTED, torch.Generator(chosen.device).manual_seed(5), held_out=True)
+    scenes = world.sample(count, torch.Generator(chosen.device).manual_seed(5), held_out=True)
     firsts = ((world.draw(scenes)[0] + 1) * 127.5).round().byte()
     _report(pipeline, chosen, "true pictures", scenes, firsts)
     if drawer:

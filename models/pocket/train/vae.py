@@ -9,12 +9,12 @@ from contextlib import contextmanager
 import torch
 from diffusers import AutoencoderKLTemporalDecoder
 from diffusers.models.resnet import SpatioTemporalResBlock
-from loop import Options, Trainer, autocast, options, parser
+from loop import Options, Replayed, Trainer, options, parser
 from torch import Tensor
 from torch.nn import functional as F
 
 from halfreel_pocket import detector, world
-from halfreel_pocket.vae import build_temporal
+from halfreel_pocket.vae import LATENT_CHANNEL_COUNT, build_temporal
 
 # A learnt variance, which starts near 1, drowns the decoder in noise for hundreds of steps; a fixed one does not.
 LATENT_NOISE = 0.08
@@ -31,12 +31,13 @@ def main() -> None:
     vae = build_temporal().to(chosen.device)
     with frames_alone(vae):
         trainer = Trainer(vae, chosen, average=0.99)
+        there_and_back = Replayed(vae, lambda pictures, noise: _there_and_back(vae, pictures, noise))
         for generator in trainer:
             scenes = world.sample(chosen.batch, generator, midway_ratio=MIDWAY_RATIO)
             drawn = world.draw(scenes)
             if trainer.progress < CROPPED_RATIO:
                 drawn = crops(*drawn, scenes, generator)
-            trainer.update(cost(vae, *drawn, generator))
+            trainer.update(cost(there_and_back, *drawn, generator))
         trainer.use_average()
         vae.eval()
         latents = report(vae, chosen)
@@ -61,12 +62,16 @@ def crops(pictures: Tensor, shapes: Tensor, scenes: world.Scenes, generator: tor
     return cut(pictures), cut(shapes)
 
 
-def cost(vae: AutoencoderKLTemporalDecoder, pictures: Tensor, shapes: Tensor, generator: torch.Generator) -> Tensor:
+def _there_and_back(vae: AutoencoderKLTemporalDecoder, pictures: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    mean = vae.encode(pictures).latent_dist.mean
+    return mean, vae.decode(mean + LATENT_NOISE * noise, num_frames=1).sample
+
+
+def cost(there_and_back: Replayed, pictures: Tensor, shapes: Tensor, generator: torch.Generator) -> Tensor:
     """Error of the pictures after encoding and decoding, more on and around the shape, and the size of the latents."""
-    with autocast(pictures.device):
-        mean = vae.encode(pictures).latent_dist.mean.float()
-        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
-        decoded = vae.decode(mean + LATENT_NOISE * noise, num_frames=1).sample.float()
+    size = (len(pictures), LATENT_CHANNEL_COUNT, pictures.shape[2] // 8, pictures.shape[3] // 8)
+    noise = torch.randn(size, generator=generator, device=pictures.device)
+    mean, decoded = (value.float() for value in there_and_back.run(pictures, noise))
     error = decoded - pictures
     weight = 1 + (SHAPE_WEIGHT - 1) * F.max_pool2d(shapes, 2 * SHAPE_BORDER_PX + 1, 1, SHAPE_BORDER_PX)
     likeness = ((error.abs() + 0.5 * error.square()) * weight).sum() / weight.sum() / 3

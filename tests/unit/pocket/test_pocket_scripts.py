@@ -22,7 +22,7 @@ def test_a_script_says_what_its_scenes_are():
     rng = random.Random(2)
     for _ in range(200):
         scene = scripts.random_scene(rng)
-        written = json.loads(scripts.script_of([scene], rng))["scenes"][0]
+        written = json.loads(scripts.script_of([scene]))["scenes"][0]
         thing, where = f"{scene.size} {scene.colour} {scene.shape}", BACKGROUNDS[scene.background][0]
         for text in (written["picture"], written["narration"]):
             assert thing in text
