@@ -182,10 +182,10 @@ async def test_an_idle_holder_gives_way_at_once_and_a_waiting_server_tells_its_m
         await asyncio.sleep(0.3)
         assert await first.model_state() == gpu_pb2.MODEL_STATE_ASLEEP  # it waits for its turn, and answers
         assert not waiting.done()
-        began_at = time.monotonic()
         assert await running
+        began_at = time.monotonic()
         assert await waiting == "weight" * 4
-        assert time.monotonic() - began_at < 2
+        assert time.monotonic() - began_at < MARGIN_S
         # A client that has gone leaves no wish behind.
         running = asyncio.create_task(first.do("sleep 0.05 10"))
         gone = second.llm.Generate(order("recite"))
