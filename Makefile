@@ -36,6 +36,7 @@ verify: .venv/tested .venv-gen/installed ## Checks that generated files are thos
 	@.venv-gen/bin/python protos/generate.py --check
 	@protos/node_modules/.bin/buf breaking protos --against protos/released.binpb
 	@$(BIN)/python docs/make_configuration.py --check
+	@$(BIN)/python docs/make_cards.py --check
 	@$(BIN)/python deploy/grafana/dashboards.py --check
 
 fix: .venv/tested .venv-gen/installed ## Makes again what lint and verify check, as far as a program can
@@ -44,6 +45,7 @@ fix: .venv/tested .venv-gen/installed ## Makes again what lint and verify check,
 	@protos/node_modules/.bin/buf format --write protos
 	@.venv-gen/bin/python protos/generate.py
 	@$(BIN)/python docs/make_configuration.py
+	@$(BIN)/python docs/make_cards.py
 	@$(BIN)/python deploy/grafana/dashboards.py
 
 lock: .venv/deployed ## Writes the locks and bills of materials of the images again; reads gigabytes from the package index

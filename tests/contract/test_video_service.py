@@ -33,6 +33,7 @@ from halfreel_runtime.engine import Engine, EngineState
 from halfreel_runtime.errors import error_from_status
 from halfreel_runtime.memory import MemoryMonitor
 from halfreel_runtime.server import Server
+from halfreel_runtime.suggestions import MemoryLimits
 from halfreel_video.admission import Admission
 from halfreel_video.model import VideoModel, load_model
 from halfreel_video.service import VideoService
@@ -553,6 +554,17 @@ def test_trades_are_off_unless_named_and_then_told(stub: Any) -> None:
         clips[tuple(trades)] = mp4_of(events)
     assert len(set(clips.values())) == 4
     assert mp4_of(generate(stub, image=png(), guidance_scale=3.0, step_count=4)) == clips[()]
+
+
+async def test_while_memory_is_short_levers_are_suggested_with_what_they_save(model: VideoModel) -> None:
+    settings = VideoSettings(device="cpu")
+    # Short for ever: all but nothing of the host must stay free.
+    memory = MemoryMonitor(model.device, limits=MemoryLimits(warn_ratio=1e-9))
+    service = VideoService(Engine(name="video", max_waiting_count=1), memory, settings)
+    service.model_loaded(model)
+    suggestions = {each.code: each.saved_bytes for each in memory.report().suggestions}
+    assert {"lower_decode_chunk", "offload_idle_parts"} <= suggestions.keys()
+    assert all(saved >= 0 for saved in suggestions.values())
 
 
 async def test_levers_are_used_and_told(model: VideoModel) -> None:

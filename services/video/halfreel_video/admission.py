@@ -5,6 +5,9 @@ Knows the request's limits and the device's figures; nothing of how a clip is re
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from halfreel.gpu.v1 import gpu_pb2
 from halfreel.video.v1 import video_pb2
 from halfreel_runtime.memory import MemoryMonitor
 from halfreel_runtime.memory_limit import MemoryLimit
@@ -13,9 +16,19 @@ from halfreel_runtime.sleeper import Sleeper
 from halfreel_video.coefficients import load
 from halfreel_video.estimate import Estimate
 from halfreel_video.levers import Levers
-from halfreel_video.limits import Limits
+from halfreel_video.limits import MAX_CARD_BYTES, Limits
 from halfreel_video.model import VideoModel
 from halfreel_video.planner import Choice, Planner, Wish
+
+# Of levers, as suggestions call them.
+_CODES = {
+    "decode_chunk_frame_count": "lower_decode_chunk",
+    "split_guidance": "split_guidance",
+    "feed_forward_chunk_count": "chunk_feed_forward",
+    "attention_backend": "slice_attention",
+    "offload_idle_parts": "offload_idle_parts",
+    "stream_weights": "stream_weights",
+}
 
 
 class Admission:
@@ -58,6 +71,23 @@ class Admission:
         """Those of the clip that a request gets which names nothing."""
         choice, variants = self._planner.choose(self.wish(video_pb2.GenerateRequest()), self.room(), self.context_bytes)
         return variants[0].levers if variants else choice.levers
+
+    def suggestions(self) -> list[gpu_pb2.Suggestion]:
+        """What would help while memory is short: the levers that a plain clip goes without, and what each saves.
+
+        Part of a memory report, so it reads none.
+        """
+        wish = replace(self.wish(video_pb2.GenerateRequest()), profile=Profile.BALANCED)
+        choice, _ = self._planner.choose(wish, Room(MAX_CARD_BYTES), 0)
+        return [
+            gpu_pb2.Suggestion(
+                code=_CODES[price.lever],
+                text=f"Set {price.lever} to {price.value}, or the profile to saver: a clip then takes less.",
+                saved_bytes=price.saved_bytes,
+            )
+            for price in choice.plan.prices
+            if price.saved_bytes > 0
+        ]
 
     def admit(self, request: video_pb2.GenerateRequest) -> tuple[Choice, bool]:
         """Plans a checked request.

@@ -57,6 +57,7 @@ class VideoService(video_pb2_grpc.VideoServiceServicer):
         admission = Admission(model, limits, self._memory, limit, Profile(self._settings.memory_profile), self._sleeper)
         limit.enforce(admission.context_bytes)
         self._served = model, limits, admission
+        self._memory.add_suggester(admission.suggestions)
         self._memory.set_levers(
             [
                 gpu_pb2.LeverStatus(lever="profile", value=self._settings.memory_profile),

@@ -1,0 +1,95 @@
+"""`halfreel plan`, `calibrate` and `bench`: what they print, and how they end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from halfreel_client.command import bench, service_module
+from halfreel_client.command.app import app
+
+
+@pytest.fixture
+def run() -> Any:
+    runner = CliRunner()
+    return lambda *flags: runner.invoke(app, list(flags))
+
+
+def test_a_plan_for_an_imagined_card(run: Any) -> None:
+    done = run("plan", "--gpu", "12GiB")
+    assert done.exit_code == 0
+    for words in ("1024x576 px, 25 frames, float16 on a card of 12GiB: fits", "denoise", "stream_weights true", "GiB"):
+        assert words in done.output
+
+
+def test_a_plan_as_json(run: Any) -> None:
+    done = run("plan", "--gpu", "8GiB", "--profile", "balanced", "--json")
+    found = json.loads(done.output)
+    assert done.exit_code == 0
+    assert found["plan"]["verdict"] == "PLAN_VERDICT_CHEAPER_FITS"
+    assert found["variants"][0]["levers"]["offload_idle_parts"]
+
+
+def test_what_fits_nowhere_ends_with_its_own_code(run: Any) -> None:
+    assert run("plan", "--gpu", "1GiB").exit_code == 5
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (("--gpu", "12GiB", "--width", "100"), "width is 100; it must be a multiple of 8"),
+        (("--gpu", "lots"), "'lots' is no amount of memory"),
+        (("--gpu", "12GiB", "--budget", "13GiB"), "the device has 12884901888"),
+    ],
+)
+def test_a_bad_flag_is_told_in_one_line(run: Any, flags: tuple[str, ...], text: str) -> None:
+    done = run("plan", *flags)
+    assert done.exit_code == 2
+    assert text in done.output
+    assert "Traceback" not in done.output
+
+
+def test_a_service_that_is_not_installed_is_named(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service_module.importlib.util, "find_spec", lambda _name: None)
+    done = run("plan", "--gpu", "12GiB")
+    assert done.exit_code == 2
+    assert "halfreel_video is not installed here" in done.output
+
+
+ROWS = [
+    {
+        "precision": "fp32",
+        "levers": "balanced",
+        "load_s": 1.0,
+        "nan_count": 0,
+        "seconds": 4.0,
+        "peak_reserved_bytes": {"denoise": 2**31, "decode": 2**30},
+        "weight_bytes": 2**29,
+        "psnr_db": None,
+        "ssim": 1.0,
+    },
+    {"precision": "fp16", "levers": "saver", "load_s": 0.5, "nan_count": 1, "failed": "no numbers"},
+]
+
+
+def test_a_benchmark_is_a_table_a_page_and_a_picture(run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from PIL import Image
+
+    monkeypatch.setattr(bench, "run_module", lambda _module, _flags: iter(ROWS))
+    page, picture = tmp_path / "bench.md", tmp_path / "bench.png"
+    done = run("bench", "precision", "--markdown", str(page), "--plot", str(picture))
+    assert done.exit_code == 0
+    assert "2.0 GiB" in done.output
+    assert "same" in done.output
+    lines = page.read_text().splitlines()
+    assert len(lines) == 4
+    assert lines[2] == "| fp32 | balanced | 1.0 s | 2.0 GiB | 4.0 s | same | 1.0000 | 0 |"
+    with Image.open(picture) as drawn:
+        assert drawn.format == "PNG"
+        assert drawn.height > 60
+    rows = [json.loads(line) for line in run("bench", "precision", "--json").output.splitlines()]
+    assert rows == ROWS
