@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 from halfreel_llm.batch import Batch
 from halfreel_llm.reply import Finished, TextDelta, TextRequest
+from halfreel_llm.wakes import StepEvents, Wakes
 from halfreel_runtime.caller import ANYBODY, caller_var
 from halfreel_runtime.cancel import CancelToken, deadline_var
 from halfreel_runtime.engine import Engine, Observer, Queued
 from halfreel_runtime.errors import EngineDead, FatalError, QueueFull
-from halfreel_runtime.events import EventBuffer
 from halfreel_runtime.failures import engine_error, release_frames
 from halfreel_runtime.gate import Gate
 from halfreel_runtime.job import EngineState, Job
@@ -76,6 +76,7 @@ class BatchEngine(Engine[Event]):
     ) -> None:
         super().__init__(name=name, max_waiting_count=max_waiting_count, stall_s=stall_s, observer=observer, gate=gate)
         self._batch: Batch | None = None
+        self._wakes = Wakes()
 
     def use(self, batch: Batch) -> None:
         """Takes the batch; called once, in the engine's thread, before the engine serves."""
@@ -101,7 +102,7 @@ class BatchEngine(Engine[Event]):
         job = ReplyJob(
             _no_steps,
             CancelToken(deadline),
-            EventBuffer[Event](self._max_event_count, merge),
+            StepEvents[Event](self._max_event_count, merge, self._wakes),
             request=request,
             client=caller_var.get(ANYBODY).name,
             deadline=deadline,
@@ -198,7 +199,8 @@ class BatchEngine(Engine[Event]):
         try:
             with batch.session("batch"):
                 while self._admit(batch):
-                    batch.step()
+                    with self._wakes.step():
+                        batch.step()
                     token.beat()
         except BaseException as raised:
             release_frames(raised)

@@ -20,6 +20,8 @@ class StopStrings:
 
     def push(self, text: str) -> str:
         """Returns what can be shown of the text so far. The stop string that is complete first ends the reply."""
+        if not self._strings:
+            return text
         self._held += text
         starts = ((self._held.find(string), string) for string in self._strings)
         found = [(start + len(string), start) for start, string in starts if start >= 0]
