@@ -82,7 +82,7 @@ class Bench:
     """One pipeline in one arithmetic, and its clip."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        self.device = torch.device("cuda:0" if arguments.model == "real" and not arguments.cpu else "cpu")
+        self.device = torch.device("cuda:0" if arguments.model == "real" else "cpu")
         self.on_gpu = self.device.type == "cuda"
         began_at = time.monotonic()
         self.pipeline, (width, height, frame_count), steps, scale, picture = load(arguments.model, self.device)
@@ -180,7 +180,6 @@ class Bench:
         frames = np.concatenate(list(decode(self.pipeline, denoising.latents, 8)))
         ended_at = time.monotonic()
         taken.clip_s.append(ended_at - began_at)
-        # Of a clip whose steps differ the mean counts, so that all are kept but the first.
         taken.vae_s.append(ended_at - stamps[-1])
         stamps[-1] -= sum(taken.preview_s[-_PREVIEW_COUNT:])
         taken.step_s += np.diff(stamps).tolist()
@@ -267,7 +266,6 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     say(part="built", seconds=round(bench.built_s, 2), card=card, torch=torch.__version__)
     taken: dict[str, Taken] = {}
     reference = bench.in_fp32() if bench.on_gpu and "fp32" in arguments.variants else None
-    say(part="fp32", seconds=round(time.monotonic() - deadline + arguments.budget_s, 2))
     made: dict[str, Callable[[Taken], Any]] = {
         "diffusers": bench.as_it_comes,
         "exact": bench.exact,
@@ -382,7 +380,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--budget-s", type=float, default=3600.0, help="parts that begin later are left out")
     parser.add_argument("--thread-count", type=int, default=0)
-    parser.add_argument("--cpu", action="store_true")
     parser.add_argument("--card", default="cpu", help="in the name of the result: h200, h100 or cpu")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
