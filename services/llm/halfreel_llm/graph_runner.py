@@ -136,6 +136,8 @@ class GraphRunner:
         self, piece: int, slots: list[int], slot: int, token_ids: Sequence[int], begin: int
     ) -> tuple[_Logits, Tensor]:
         """Runs a piece of a prompt of up to `piece` tokens, and the tokens picked last of some slots."""
+        if len(token_ids) > piece:  # a graph would read past its rows, and with that the process would be lost
+            raise ValueError(f"a piece of {len(token_ids)} tokens; the step takes {piece}")
         bucket = next((each for each in self._buckets if each >= len(slots)), 0) if slots else 0
         with torch.inference_mode():
             if slots:
