@@ -20,7 +20,7 @@ DEFAULTS: dict[str, int | float] = {
     "frame_count": FRAME_COUNT,
     "step_count": 6,
     "fps": 8,
-    "motion_bucket": 32,
+    "motion_bucket": 20,
     "guidance_scale": 1.0,
 }
 

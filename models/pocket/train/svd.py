@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from vae import frames_alone
 
 from halfreel_pocket import detector, keyframe, scripts, svd, world
-from halfreel_pocket.words import MOTIONS
+from halfreel_pocket.words import MOTIONS, SHAPES, is_held_out
 
 SHAPE_WEIGHT = 4.0
 DROPPED_RATIO = 0.05  # of films without their picture: what classifier-free guidance needs
@@ -33,6 +33,7 @@ WHOLE_CLIP_RATIO = 0.88
 MOST_TURNS = 8  # of drawing, for each that there would be if every picture were good
 # ln of the noise level; the middle is where the place of the shape is decided.
 NOISE_MEAN, NOISE_SPREAD, NOISE_LIMITS = 0.6, 1.6, (0.005, 200.0)
+STAR = list(SHAPES).index("star")
 PICTURE_NOISE = 0.02  # what the pipeline adds to the picture before encoding it, unless told otherwise
 
 
@@ -53,6 +54,7 @@ def main() -> None:
     arguments.add_argument("--films", type=int, default=12_000, help="size of the set that is learnt from")
     arguments.add_argument("--reported", type=int, default=36, help="films made to report on")
     arguments.add_argument("--buckets", type=int, default=world.BUCKETS, help="motion buckets are under this")
+    arguments.add_argument("--stars", type=float, default=0.0, help="share of films made stars: hardest to keep")
     arguments.add_argument("--start", type=Path, help="a pocket-svd to go on from")
     arguments.add_argument("--keyframe", type=Path, help="a pocket-keyframe that draws half of the first pictures")
     read = arguments.parse_args()
@@ -66,7 +68,7 @@ def main() -> None:
     vae.eval().requires_grad_(False)
     pipeline.to(chosen.device).set_progress_bar_config(disable=True)
     with frames_alone(vae):
-        data = films(vae, read.films, read.buckets, read.keyframe, chosen)
+        data = films(vae, read.films, read.buckets, read.stars, read.keyframe, chosen)
     modules = nn.ModuleDict({"unet": pipeline.unet, "image_encoder": pipeline.image_encoder})
     trainer = Trainer(modules, chosen)
     modules.train()
@@ -146,7 +148,7 @@ def _encoder_scale(device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def films(vae: TemporalVae, count: int, buckets: int, drawer: Path | None, chosen: Options) -> Films:
+def films(vae: TemporalVae, count: int, buckets: int, stars: float, drawer: Path | None, chosen: Options) -> Films:
     """Draw and encode `count` films."""
     generator = torch.Generator(chosen.device).manual_seed(chosen.seed)
     parts: list[tuple[Tensor, ...]] = []
@@ -159,6 +161,9 @@ def films(vae: TemporalVae, count: int, buckets: int, drawer: Path | None, chose
         drawn = pipeline is not None and turn % 2 == 0
         scenes = world.sample(min(128, count), generator, midway_ratio=0.0 if drawn else MIDWAY_RATIO)
         scenes = replace(scenes, bucket=scenes.bucket * buckets // world.BUCKETS)
+        may = ~is_held_out(scenes.colour, STAR, scenes.background)
+        may &= torch.rand(len(scenes), generator=generator, device=chosen.device) < stars
+        scenes = replace(scenes, shape=torch.where(may, STAR, scenes.shape))
         firsts = None
         if drawn:
             scenes, firsts = drawn_pictures(pipeline, scenes, generator)
