@@ -43,6 +43,7 @@ from halfreel_runtime.tracing import start_tracing
 
 GATEWAY_SERVICE = "halfreel.gateway.v1.GatewayService"
 EXIT_USAGE = 2
+EXIT_DATABASE_AWAY = 69  # EX_UNAVAILABLE of sysexits.h: a supervisor may try again
 
 # Named by hand: run with -m, this module's own name is __main__.
 _logger = logging.getLogger("halfreel_gateway")
@@ -59,6 +60,8 @@ def main() -> None:
         code = _not_started(str(error))
     except sa.exc.DBAPIError as error:
         code = _not_started(f"the database can't be opened: {error.orig}")
+        if settings.database_url and isinstance(error, sa.exc.OperationalError):
+            code = EXIT_DATABASE_AWAY
     sys.exit(code)
 
 
