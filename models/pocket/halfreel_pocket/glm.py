@@ -4,11 +4,13 @@ Does not know what the model is trained on.
 """
 
 import io
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import sentencepiece
 import torch
+from sentencepiece import sentencepiece_model_pb2
 from transformers import GlmConfig, GlmForCausalLM
 
 PIECE_COUNT = 1200
@@ -55,6 +57,39 @@ def train_tokenizer(lines: Iterator[str]) -> bytes:
         minloglevel=2,
     )
     return model.getvalue()
+
+
+def fold_case(tokenizer: bytes) -> bytes:
+    """The same pieces, but A to Z are read as a to z: an idea in capitals is the same idea. It writes as before."""
+    folding = io.BytesIO()
+    with tempfile.NamedTemporaryFile("w", suffix=".tsv") as rules:
+        rules.writelines(f"{code:X}\t{code + 32:X}\n" for code in range(ord("A"), ord("Z") + 1))
+        rules.flush()
+        # Only a training compiles rules; of this one nothing else is used.
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(["abc"] * 9),
+            model_writer=folding,
+            model_type="char",
+            vocab_size=8,
+            hard_vocab_limit=False,
+            normalization_rule_tsv=rules.name,
+            minloglevel=2,
+        )
+    compiled = sentencepiece_model_pb2.ModelProto.FromString(folding.getvalue())
+    return _with_rules(tokenizer, "fold_case", compiled.normalizer_spec.precompiled_charsmap)
+
+
+def keep_case(tokenizer: bytes) -> bytes:
+    """What `fold_case` was given: for the answers that a training learns to write."""
+    return _with_rules(tokenizer, "identity", b"")
+
+
+def _with_rules(tokenizer: bytes, name: str, compiled: bytes) -> bytes:
+    model = sentencepiece_model_pb2.ModelProto.FromString(tokenizer)
+    model.normalizer_spec.name = name
+    model.normalizer_spec.precompiled_charsmap = compiled
+    changed: bytes = model.SerializeToString()
+    return changed
 
 
 def special_id(token: str) -> int:

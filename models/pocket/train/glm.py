@@ -56,7 +56,9 @@ def main() -> None:
     read = arguments.parse_args()
     chosen = options(read)  # batch: tokens
     start: Path | None = read.start
-    tokenizer = (start / "tokenizer.model").read_bytes() if start else glm.train_tokenizer(tokenizer_lines(chosen.seed))
+    tokenizer = glm.fold_case(
+        (start / "tokenizer.model").read_bytes() if start else glm.train_tokenizer(tokenizer_lines(chosen.seed))
+    )
     shares = [(tokenizer, read.examples // read.processes, chosen.seed * 1000 + part) for part in range(read.processes)]
     with multiprocessing.get_context("spawn").Pool(read.processes) as pool:
         examples = [example for share in pool.starmap(write_examples, shares) for example in share]
@@ -104,7 +106,8 @@ def tokenizer_lines(seed: int) -> Iterator[str]:
 def write_examples(tokenizer: bytes, count: int, seed: int) -> list[Example]:
     """Draw `count` examples and encode them."""
     rng = random.Random(seed)
-    processor = sentencepiece.SentencePieceProcessor(model_proto=tokenizer)
+    reader = sentencepiece.SentencePieceProcessor(model_proto=tokenizer)
+    processor = sentencepiece.SentencePieceProcessor(model_proto=glm.keep_case(tokenizer))
     opening = len(processor.encode("\n"))
     examples = []
     while len(examples) < count:
@@ -120,7 +123,7 @@ def write_examples(tokenizer: bytes, count: int, seed: int) -> list[Example]:
         kind = rng.random()
         if kind < 0.8:
             messages.insert(0, ("system", INSTRUCTION if kind < 0.7 else rng.choice(OTHER_INSTRUCTIONS)))
-        asked_ids = glm.prompt_ids(processor, messages)
+        asked_ids = glm.prompt_ids(reader, messages)
         ids = [*asked_ids, *answer_ids, glm.EOS_ID]
         if len(ids) <= LONGEST:
             examples.append(Example(np.array(ids, dtype=np.int16), len(asked_ids)))
