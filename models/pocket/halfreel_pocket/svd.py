@@ -20,8 +20,8 @@ DEFAULTS: dict[str, int | float] = {
     "frame_count": FRAME_COUNT,
     "step_count": 6,
     "fps": 8,
-    "motion_bucket": 20,
-    "guidance_scale": 1.0,
+    "motion_bucket": 12,
+    "guidance_scale": 1.5,
 }
 
 _CONTEXT = 64
