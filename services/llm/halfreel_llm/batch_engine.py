@@ -19,7 +19,7 @@ from halfreel_llm.wakes import StepEvents, Wakes
 from halfreel_runtime.caller import ANYBODY, caller_var
 from halfreel_runtime.cancel import CancelToken, deadline_var
 from halfreel_runtime.engine import Engine, Observer, Queued
-from halfreel_runtime.errors import EngineDead, FatalError, QueueFull
+from halfreel_runtime.errors import Cancelled, EngineDead, FatalError, QueueFull
 from halfreel_runtime.failures import engine_error, release_frames
 from halfreel_runtime.gate import Gate
 from halfreel_runtime.job import EngineState, Job
@@ -181,9 +181,14 @@ class BatchEngine(Engine[Event]):
         return True
 
     def _refuse_waiting(self, error: BaseException) -> None:
-        """Tells all who wait that the model could not be woken; each may ask again."""
+        """Tells all who wait that the model could not be woken; each may ask again.
+
+        Where it was given up because nobody wanted it, that is told to nobody who has come since.
+        """
+        given_up = isinstance(error, Cancelled)
         with self._condition:
-            refused = [job for job in self._waiting if isinstance(job, ReplyJob)]
+            replies = [job for job in self._waiting if isinstance(job, ReplyJob)]
+            refused = [job for job in replies if job.token.cancelled or not given_up]
             for job in refused:
                 self._waiting.remove(job)
             self._changed()
@@ -220,9 +225,11 @@ class BatchEngine(Engine[Event]):
     def _admit(self, batch: Batch) -> bool:
         """Gives free slots to whoever waits; returns whether there is anything to write."""
         admitted: list[ReplyJob] = []
+        # Where it is another server's turn on the device, the running replies are written to their end. The gate reads
+        # files to know: the event loop, which takes the condition too, must not wait for that.
+        yielding = self._gate.yielding()
         with self._condition:
-            # Where it is another server's turn on the device, the running replies are written to their end.
-            free = 0 if self._gate.yielding() else batch.slot_count - len(self._running)
+            free = 0 if yielding else batch.slot_count - len(self._running)
             while len(admitted) < free and (job := self._next_reply()) is not None:
                 self._running.append(job)
                 admitted.append(job)
