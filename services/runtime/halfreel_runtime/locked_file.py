@@ -6,15 +6,19 @@ It does not know what the files say.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
 import stat
+import time
 from pathlib import Path
 
 from halfreel_runtime.errors import FailedPrecondition
 
 _SAFE = re.compile(r"[A-Za-z0-9_-]+")
+# A file is without its name for as long as a lock and a write take, below a millisecond.
+_UNNAMED_S = 60.0
 
 
 class LockedFile:
@@ -52,8 +56,10 @@ def removed_if_dead(path: Path) -> bool:
     """Whether nobody holds the lock of a file any more; then it is removed."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:  # it has just gone
+    except FileNotFoundError:  # it has just gone
         return True
+    except OSError:  # no more files may be open: that says nothing of its owner
+        return False
     try:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
@@ -63,6 +69,15 @@ def removed_if_dead(path: Path) -> bool:
         return True
     finally:
         os.close(file)
+
+
+def remove_unnamed(folder: Path) -> None:
+    """Removes what processes left that were killed before their file had its name."""
+    for path in folder.glob(".*"):
+        with contextlib.suppress(FileNotFoundError):
+            # Younger ones may be of somebody who is about to lock them.
+            if time.time() - path.lstat().st_mtime > _UNNAMED_S:
+                removed_if_dead(path)
 
 
 def private_folder(folder: Path, gpu_uuid: str) -> Path:

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from halfreel_runtime.device import Device
 from halfreel_runtime.errors import FailedPrecondition
-from halfreel_runtime.locked_file import LockedFile, private_folder, removed_if_dead
+from halfreel_runtime.locked_file import LockedFile, private_folder, remove_unnamed, removed_if_dead
 from halfreel_runtime.server_settings import ModelServerSettings
 
 _logger = logging.getLogger(__name__)
@@ -82,6 +82,7 @@ class DeviceTurn:
         self, folder: Path, gpu_uuid: str, *, service: str, capacity_bytes: int = 0, tenure_s: float = 5.0
     ) -> None:
         self._folder = private_folder(folder, gpu_uuid)
+        remove_unnamed(self._folder)
         self._capacity_bytes = capacity_bytes
         self._tenure_s = tenure_s
         self._turn = os.open(self._folder / "turn", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
