@@ -1,7 +1,8 @@
 """One thread that owns the model; everything else awaits it.
 
 A job is a blocking generator that runs in the engine's thread (`engine_thread`); its events cross to the caller's
-asyncio loop through one bounded buffer. Jobs wait in one bounded queue and run one at a time, in order.
+asyncio loop through one bounded buffer. Jobs wait in one bounded queue and run one at a time, in order; an engine
+that batches (the language model's) is one of these with a queue of its own.
 
 It does not know gRPC, nor what a job computes.
 """
@@ -29,7 +30,7 @@ _MIN_RETRY_S, _MAX_RETRY_S = 0.5, 300.0
 
 
 class Engine(EngineThread[E]):
-    """Runs jobs one at a time in a thread of its own; E is the type of their events."""
+    """Runs jobs in a thread of its own, one at a time unless it batches; E is the type of their events."""
 
     # What others may ask, from any thread; none of these waits.
 
@@ -59,11 +60,6 @@ class Engine(EngineThread[E]):
         """For how long no running job has shown progress; 0 when none runs."""
         beats = [job.token.last_beat for job in list(self._running)]
         return max(0.0, time.monotonic() - max(beats)) if beats else 0.0
-
-    @property
-    def mean_job_s(self) -> float:
-        """How long a job takes, the latest counting most; 0 before the first has finished."""
-        return self._mean_job_s
 
     @property
     def max_waiting_count(self) -> int:

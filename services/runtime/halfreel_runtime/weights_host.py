@@ -141,11 +141,6 @@ class HostedWeights:
             return "pinned" if self._arena.pinned else "file"
         return "reload" if self._blocks or self._pin_refused else ""
 
-    @property
-    def place_reason(self) -> str:
-        """Why it is not pinned memory; empty where it is, and before that is known."""
-        return self._pin_refused
-
     def prepare_sleep(self) -> None:
         """Pins the memory in a thread of its own, which takes seconds (5.3 s for 11.7 GiB by one core)."""
         if self._arena is None and self._pinning is None and self._device.type == "cuda":
