@@ -184,7 +184,7 @@ def agreement(one: list[int], two: list[int]) -> float:
     return sum(a == b for a, b in zip(one, two, strict=False)) / max(len(one), len(two), 1)
 
 
-def measure(models: Models, half: Models, ideas: int, half_ideas: int) -> dict[str, float]:
+def measure(models: Models, half: Models, ideas: int, half_ideas: int) -> dict[str, float | None]:
     """All figures, of `ideas` held-out ideas; the first `half_ideas` of them in half precision too."""
     tokenizer = ChatGLM3Tokenizer(halfreel_pocket.folder("glm") / "tokenizer.model")
     rng = random.Random(2024)
@@ -227,8 +227,8 @@ def measure(models: Models, half: Models, ideas: int, half_ideas: int) -> dict[s
         "motion_rate": moved / max(films, 1),
         "script_valid_rate": valid / ideas,
         "script_order_rate": ordered / ideas,
-        "ssim_fp16": min(likenesses, default=0.0),
-        "token_agreement_fp16": sum(agreements) / max(len(agreements), 1),
+        "ssim_fp16": min(likenesses, default=None),
+        "token_agreement_fp16": sum(agreements) / len(agreements) if agreements else None,
         "jump_px_median": float(np.median(jumps or [0.0])),
         "drift_max": max(drifts, default=0.0),
         "scene_s_median": float(np.median(scene_seconds or [0.0])),
@@ -270,7 +270,7 @@ def main() -> None:
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "transformers", "diffusers")},
         },
-        "figures": {name: round(value, 4) for name, value in figures.items()},
+        "figures": {name: value if value is None else round(value, 4) for name, value in figures.items()},
     }
     line = json.dumps(result)
     if read.write:
