@@ -43,6 +43,7 @@ class ClipRequest:
     profile: MemoryProfile | None = None
     levers: Levers | None = None
     allow_cheaper: bool = False
+    trades: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@
     ├── FailedPrecondition         FAILED_PRECONDITION  the state of things forbids it
     ├── ResourceExhausted          RESOURCE_EXHAUSTED
     │   ├── QueueFull              come back after retry_after_s
+    │   ├── PlanRefused            it would not fit in memory, and was not begun; `plan` has it
     │   ├── OutOfMemory
     │   └── SlowReader             events were not read fast enough
     ├── Unavailable                UNAVAILABLE          nothing was done; try again
