@@ -7,6 +7,7 @@ import sys
 from typing import NoReturn
 
 from halfreel_llm.kernel_cache import keep_kernels
+from halfreel_llm.processors import processor_count
 from halfreel_llm.settings import SERVICE, LlmSettings
 from halfreel_runtime.logs import configure_logs
 from halfreel_runtime.server import Server
@@ -67,7 +68,7 @@ def make_server(settings: LlmSettings) -> Server:
     from halfreel_runtime.suggestions import MemoryLimits
 
     # A core is left to the event loop, so that health and memory are answered while the model computes.
-    torch.set_num_threads(settings.thread_count or max(1, (os.cpu_count() or 1) - 1))
+    torch.set_num_threads(settings.thread_count or max(1, processor_count() - 1))
     device = find_device(settings.device)
     limit = MemoryLimit.of(settings, device)
     limit.enforce()

@@ -18,6 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from halfreel_llm.processors import processor_count
+
 _DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 # One core copies some 3 GB/s out of the page cache; a handful of them fill the bus. A piece is large enough that a
 # system call a piece costs nothing, and small enough that the last one is soon over.
@@ -58,7 +60,7 @@ def read_tensors(file: Path, device: torch.device) -> Iterator[tuple[str, Tensor
             for part in range(0, last - first, _PIECE_BYTES):
                 pieces.put(_Piece(begin + first + part, raw[part : part + _PIECE_BYTES]))
                 count += 1
-        _read_pieces(opened.fileno(), pieces, min(_THREADS, os.cpu_count() or 1, max(1, count)), device)
+        _read_pieces(opened.fileno(), pieces, min(_THREADS, processor_count(), max(1, count)), device)
     yield from tensors.items()
 
 

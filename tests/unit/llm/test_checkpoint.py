@@ -21,6 +21,7 @@ from halfreel_llm.tokenizer import open_tokenizer
 from halfreel_llm.weights import load_model
 from halfreel_runtime.device import CPU as CPU_DEVICE
 from halfreel_runtime.memory import MemoryMonitor
+from halfreel_runtime.memory_limit import MemoryLimit
 
 CPU = torch.device("cpu")
 
@@ -212,4 +213,4 @@ def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path: Path) -> None:
 def test_a_context_beyond_the_model_s_own_is_refused(folder: Path) -> None:
     settings = LlmSettings(model=str(folder), device="cpu", context_token_count=4096)
     with pytest.raises(CheckpointError, match="context_token_count is 4096; model model can take at most 1024"):
-        load_served_model(settings, CPU_DEVICE, MemoryMonitor(CPU_DEVICE))
+        load_served_model(settings, CPU_DEVICE, MemoryMonitor(CPU_DEVICE), MemoryLimit(CPU_DEVICE, 2**30, 0, 0))

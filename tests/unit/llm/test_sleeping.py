@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ from halfreel_llm.weights import load_model
 from halfreel_runtime.cancel import CancelToken
 from halfreel_runtime.device import CPU
 from halfreel_runtime.engine import EngineState
-from halfreel_runtime.errors import WakeFailed
+from halfreel_runtime.errors import Cancelled, WakeFailed
 from halfreel_runtime.memory import MemoryMonitor
 from halfreel_runtime.sleeper import Sleeper
 
@@ -154,6 +155,31 @@ async def test_all_who_wait_hear_that_it_could_not_be_woken_and_may_ask_again(
     monkeypatch.setattr(served.weights, "wake", wake)
     assert await served.write(wanted) == before
     assert served.engine.state is EngineState.SERVING
+
+
+async def test_who_comes_while_a_wake_is_given_up_is_served(
+    served: Served, wanted: TextRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = await served.write(wanted)
+    await served.sleep()  # else the next one may join the batch of this one, past the gate
+    enter, at_gate, give_up = served.sleeper.enter, threading.Event(), threading.Event()
+
+    def gives_up(_: Callable[[], bool]) -> None:
+        monkeypatch.setattr(served.sleeper, "enter", enter)
+        at_gate.set()
+        assert give_up.wait(5)
+        raise Cancelled("The model is not wanted any more.")
+
+    monkeypatch.setattr(served.sleeper, "enter", gives_up)
+    gone = asyncio.create_task(served.write(wanted))
+    assert await asyncio.to_thread(at_gate.wait, 5)
+    gone.cancel()
+    comes = asyncio.create_task(served.write(wanted))
+    async with asyncio.timeout(5):
+        while not gone.done() or served.engine.waiting_count != 1:
+            await asyncio.sleep(0.001)
+    give_up.set()
+    assert await comes == before
 
 
 async def test_a_batch_takes_nobody_more_while_it_is_anothers_turn(
