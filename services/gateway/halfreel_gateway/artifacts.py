@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from halfreel_gateway.failures import disk_full_failure
+from halfreel_gateway.failures import FileVanishedError, disk_full_failure
 from halfreel_gateway.folder_lock import is_held
 
 CLIPS, FILMS = "clips", "films"
@@ -56,10 +56,19 @@ class Artifacts:
 
     @contextmanager
     def temporary(self, folder: str) -> Iterator[Path]:
-        """A name for a file in the making, in the folder where it will be; what is left of it is removed."""
+        """An empty file to be written, in the folder where it will be; what is left of it is removed.
+
+        Raises:
+            FileVanishedError: the block failed, and somebody had removed the file.
+        """
         path = self._root / folder / f".{self._owner}-{secrets.token_hex(8)}{_TEMPORARY_SUFFIX}"
+        path.touch(exist_ok=False)
         try:
             yield path
+        except Exception as error:
+            if path.exists():
+                raise
+            raise FileVanishedError from error
         finally:
             path.unlink(missing_ok=True)
 
@@ -110,8 +119,7 @@ class Artifacts:
         Returns:
             Files removed.
         """
-        removed = 0
-        removed = sum(map(self.sweep_temporary, self._dead_owners()))
+        removed = sum(map(self.sweep_temporary, {owner for _, owner in self._temporary_files()}))
         for folder, in_use in ((CLIPS, clip_in_use), (FILMS, film_in_use)):
             for path in (self._root / folder).iterdir():
                 named = bool(_FILE_NAME.fullmatch(path.name))
@@ -121,16 +129,16 @@ class Artifacts:
         return removed
 
     def sweep_temporary(self, owner: str) -> int:
-        """Removes the temporary files of a gateway that does not run; returns how many."""
+        """Removes what an earlier run of this gateway, or another one, left in the making; returns how many files.
+
+        One that is late, and was taken for dead, still holds its lock: its files are left to it.
+        """
+        if owner != self._owner and is_held(self._root, owner):
+            return 0
         left = [path for path, its_owner in self._temporary_files() if its_owner == owner]
         for path in left:
             path.unlink(missing_ok=True)
         return len(left)
-
-    def _dead_owners(self) -> set[str]:
-        """This process's own name, which has just started, and those of others that do not run."""
-        others = {owner for _, owner in self._temporary_files()} - {self._owner}
-        return {self._owner} | {owner for owner in others if not is_held(self._root, owner)}
 
     def _temporary_files(self) -> list[tuple[Path, str]]:
         """Files in the making, with their owners."""

@@ -27,7 +27,7 @@ class ClipReceiver:
     """A clip in the making, in a file.
 
     Args:
-        path: of a file that does not exist yet.
+        path: of the file, which is overwritten.
     """
 
     def __init__(self, path: Path) -> None:
@@ -38,7 +38,7 @@ class ClipReceiver:
 
     def __enter__(self) -> Self:
         """Opens the file."""
-        self._file = self._path.open("xb")
+        self._file = self._path.open("wb")
         return self
 
     def __exit__(

@@ -41,6 +41,10 @@ class FilmEndedError(Exception):
     """The film has ended (cancelled, failed or deleted, perhaps by another gateway): nothing more is to be done."""
 
 
+class FileVanishedError(Exception):
+    """A file in the making is gone, as after another gateway took this one for dead: it is to be made once more."""
+
+
 def film_not_found() -> NotFound:
     """What a client hears of a film that is not there."""
     return NotFound("There is no film with this film_id; ListFilms tells all there are.", reason="FILM_NOT_FOUND")

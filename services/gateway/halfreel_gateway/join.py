@@ -65,7 +65,7 @@ def join(parts: Sequence[Part], title: str, output: Path) -> VideoFacts:
     Args:
         parts: at least one, in order.
         title: written into the file.
-        output: a file that does not exist yet.
+        output: a file, which is overwritten.
 
     Raises:
         DamagedPartError: a clip does not play.

@@ -90,8 +90,7 @@ class FilmJoiner:
     def _enter(self, film_id: str) -> pb.Film:
         film = self._store.film(film_id).film
         if films.has_ended(film.state):
-            if film.state != pb.Film.STATE_SUCCEEDED:
-                self._artifacts.remove_film(film_id)  # left by a run that was killed between the rename and its end
+            self._remove_unless_succeeded(film_id)  # left by a run that was killed between the rename and its end
             raise FilmEndedError
         if film.state == pb.Film.STATE_RENDERING:
             with self._store.change(film_id) as change:
@@ -107,8 +106,14 @@ class FilmJoiner:
                 change.film.join_duration.CopyFrom(films.duration(seconds))
                 change.succeed(video)
         except FilmEndedError:
-            self._artifacts.remove_film(film_id)
+            self._remove_unless_succeeded(film_id)
             raise
+
+    def _remove_unless_succeeded(self, film_id: str) -> None:
+        """Another gateway may have taken this one for dead and published the film: then the file is the film's."""
+        position = self._store.positions([film_id]).get(film_id)
+        if position is None or position.state != pb.Film.STATE_SUCCEEDED:
+            self._artifacts.remove_film(film_id)
 
     def _render_again(self, film_id: str, damaged: list[int]) -> list[int]:
         with self._store.change(film_id) as change:

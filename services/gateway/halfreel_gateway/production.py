@@ -14,7 +14,13 @@ import grpc
 import sqlalchemy as sa
 
 from halfreel_gateway.artifacts import Artifacts
-from halfreel_gateway.failures import FilmEndedError, FilmFailedError, disk_full_failure, is_disk_full
+from halfreel_gateway.failures import (
+    FileVanishedError,
+    FilmEndedError,
+    FilmFailedError,
+    disk_full_failure,
+    is_disk_full,
+)
 from halfreel_gateway.film_traces import FilmTraces
 from halfreel_gateway.follower import ScriptFollower
 from halfreel_gateway.joiner import FilmJoiner
@@ -23,12 +29,12 @@ from halfreel_gateway.renderer import SceneRenderer
 from halfreel_gateway.running import RunningSteps
 from halfreel_gateway.store import FilmStore
 from halfreel_gateway.writer import Preparation, ScriptWriter
-from halfreel_runtime.errors import HalfreelError
+from halfreel_runtime.errors import NotFound
 
 T = TypeVar("T")
 
-# A database that is away, or has no room to note a failure, is tried again in this time.
-_DATABASE_WAIT_S = 2.0
+# A database that is away, or has no room to note a failure, is tried again in this time; so is a file that vanished.
+_RETRY_WAIT_S = 2.0
 
 _logger = logging.getLogger(__name__)
 
@@ -140,13 +146,17 @@ class Production:
                 return None
             except FilmFailedError as error:
                 failure = error
-            except HalfreelError as error:  # FILM_NOT_FOUND: it was deleted
+            except NotFound as error:  # FILM_NOT_FOUND: it was deleted
                 _logger.info("film_gone", extra={"film_id": film_id, "reason": error.reason})
                 return None
+            except FileVanishedError:
+                _logger.warning("file_vanished", extra={"film_id": film_id})
+                self._rest(film_id)
+                continue
             except Exception as error:
                 if is_disk_full(error):
                     failure = disk_full_failure(-1, self._artifacts.free_bytes())
-                elif isinstance(error, sa.exc.DBAPIError):
+                elif isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError):
                     _logger.exception("database_failed", extra={"film_id": film_id})
                     self._rest(film_id)
                     continue
@@ -157,10 +167,10 @@ class Production:
             return None
 
     def _rest(self, film_id: str) -> None:
-        """Waits before the database is tried again; the gateway's stop ends the wait."""
+        """Waits before something is tried again; the gateway's stop ends the wait."""
         with self._running.step(film_id, calls_server=False) as run:
             try:
-                run.sleep(_DATABASE_WAIT_S)
+                run.sleep(_RETRY_WAIT_S)
             except FilmEndedError:
                 return
 
