@@ -10,6 +10,8 @@ import contextlib
 import ipaddress
 import socket
 from collections.abc import Collection, Sequence
+from concurrent import futures
+from typing import Any
 
 import grpc
 
@@ -41,6 +43,7 @@ class ServersMemory:
         self._addresses = [(pb.SERVER_KIND_LLM, each) for each in llm_addresses]
         self._addresses += [(pb.SERVER_KIND_VIDEO, each) for each in video_addresses]
         self._channels: dict[str, grpc.aio.Channel] = {}
+        self._asking: set[asyncio.Task[Any] | None] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def start(self) -> None:
@@ -51,11 +54,18 @@ class ServersMemory:
         """Whether the models of both kinds are in memory now; False where that can't be found out. For threads."""
         if self._loop is None:
             return False
-        asked = asyncio.run_coroutine_threadsafe(self.ask(), self._loop)
+        asking = self.ask()
+        try:
+            asked = asyncio.run_coroutine_threadsafe(asking, self._loop)
+        except RuntimeError:  # the loop is closed: the gateway stops
+            asking.close()
+            return False
         try:
             return are_resident_together(asked.result(_ANSWERS_WITHIN_S))
         except TimeoutError:
             asked.cancel()
+            return False
+        except futures.CancelledError:  # likewise
             return False
 
     async def video_server_count(self) -> int:
@@ -65,17 +75,27 @@ class ServersMemory:
 
     async def ask(self) -> list[pb.ServerMemory]:
         """One entry a server, in the order of the settings; one that does not answer in 2 s is told as such."""
-        resolved = await asyncio.gather(*(resolve(address) for _, address in self._addresses))
-        servers = [
-            (kind, name, address)
-            for (kind, name), addresses in zip(self._addresses, resolved, strict=True)
-            for address in addresses
-        ]
-        await self._forget_all_but({address for _, _, address in servers})
-        return list(await asyncio.gather(*(self._ask_one(*server) for server in servers)))
+        asking = asyncio.current_task()
+        self._asking.add(asking)
+        try:
+            resolved = await asyncio.gather(*(resolve(address) for _, address in self._addresses))
+            servers = [
+                (kind, name, address)
+                for (kind, name), addresses in zip(self._addresses, resolved, strict=True)
+                for address in addresses
+            ]
+            if self._asking == {asking}:  # otherwise a connection may be in use
+                await self._forget_all_but({address for _, _, address in servers})
+            return list(await asyncio.gather(*(self._ask_one(*server) for server in servers)))
+        finally:
+            self._asking.discard(asking)
 
     async def close(self) -> None:
-        """Closes all connections."""
+        """Ends what is asked now, and closes all connections."""
+        asking = [task for task in self._asking if task is not None]
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
         await self._forget_all_but(set())
 
     async def _ask_one(self, kind: pb.ServerKind.ValueType, name: str, address: str) -> pb.ServerMemory:
@@ -96,8 +116,9 @@ class ServersMemory:
         return told
 
     async def _forget_all_but(self, addresses: set[str]) -> None:
-        for address in self._channels.keys() - addresses:
-            await self._channels.pop(address).close()
+        # Out of the table before anything is awaited: what is asked meanwhile opens connections of its own.
+        for channel in [self._channels.pop(address) for address in self._channels.keys() - addresses]:
+            await channel.close()
 
 
 def are_resident_together(servers: Collection[pb.ServerMemory]) -> bool:
