@@ -5,6 +5,7 @@
 | the server is down, loading or draining | wait as long as it takes, and say so |
 | it does not take the gateway's token | wait likewise: a new token is read without a restart |
 | it is lost while at work on this, again and again | give up after MAX_LOST_COUNT times |
+| its model can't be woken | wait likewise, as long as it says between two tries |
 | its queue is full | come back when it says |
 | it is silent for too long, fails inside, or sends what can't be right | ask again, MAX_TRY_COUNT times in all |
 | it refuses the request | give up |
@@ -83,7 +84,10 @@ class Patience:
         """
         self._run.check()
         remote = error_from_status(error)
-        if remote.code in _ABSENT:
+        if remote.reason == "WAKE_FAILED":
+            seconds = remote.retry_after_s or _BUSY_WAIT_S
+            self._wait(f"the {self._server} model can't be woken; the film goes on when it can", seconds)
+        elif remote.code in _ABSENT:
             if began and remote.reason not in _LEAVING:
                 self._lost()
             self._wait(f"no {self._server} server answers; the film goes on when one does", _ABSENT_WAIT_S)
