@@ -52,12 +52,15 @@ class Reception:
             AlreadyExists: REQUEST_ID_REUSED.
             ResourceExhausted: QUEUE_FULL or DISK_FULL.
         """
-        check_create(request, self._models.known_video())
+        check_create(request, None)
         wanted = fingerprint(request)
         free_bytes = self.artifacts.free_bytes()
-        # A film that was accepted before the disk filled up stays accepted, for a client that asks once more.
-        if free_bytes < self._min_free_bytes and self.store.of_request(owner, request.request_id, wanted) is None:
-            raise disk_full_refusal(self._min_free_bytes, free_bytes)
+        # A film that was accepted before the model was changed or the disk filled up stays accepted, for a client that
+        # asks once more.
+        if self.store.of_request(owner, request.request_id, wanted) is None:
+            check_create(request, self._models.known_video())
+            if free_bytes < self._min_free_bytes:
+                raise disk_full_refusal(self._min_free_bytes, free_bytes)
         settings = pb.FilmSettings()
         settings.CopyFrom(request.settings)
         if not settings.HasField("seed"):
