@@ -171,6 +171,12 @@ class FilmStore:
         with self._database.reading() as connection:
             return [film_id for _, film_id in sorted(map(tuple, connection.execute(query)))]
 
+    def queued_film_ids(self) -> list[str]:
+        """Films that nobody has begun, or whose beginning is not stored yet."""
+        query = sa.select(db.films.c.film_id).where(db.films.c.state == pb.Film.STATE_QUEUED)
+        with self._database.reading() as connection:
+            return list(connection.execute(query).scalars())
+
     def counts(self) -> dict[int, int]:
         """How many films are in each state."""
         query = sa.select(db.films.c.state, sa.func.count()).group_by(db.films.c.state)
