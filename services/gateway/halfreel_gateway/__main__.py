@@ -128,12 +128,14 @@ def _run(settings: GatewaySettings) -> int:
         try:
             return await server.run()
         finally:
+            # The steps end while there is still a loop for what they ask of it.
+            await asyncio.to_thread(running.stop)
             await hub.stop()
             await memory.close()
 
-    def take_over(executor_id: str) -> None:
+    def take_over(executor_id: str) -> bool:
         artifacts.sweep_temporary(executor_id)
-        jobs.take_over(executor_id)
+        return jobs.take_over(executor_id)
 
     heartbeat = Heartbeat(database, settings.executor_id, take_over) if database.is_shared else None
     running.start(store.positions)
@@ -144,9 +146,12 @@ def _run(settings: GatewaySettings) -> int:
         return asyncio.run(serve())
     finally:
         running.stop()
+        # Nothing is begun any more when others hear that they may go on with it.
+        if heartbeat is not None:
+            heartbeat.stop_looking()
+        jobs.close()
         if heartbeat is not None:
             heartbeat.stop()
-        jobs.close()
         llm.close()
         video.close()
         database.close()

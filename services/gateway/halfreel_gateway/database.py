@@ -124,6 +124,22 @@ class Database:
         with self._engine.connect().execution_options(**{WRITES: True}) as connection, connection.begin():
             yield connection
 
+    @contextmanager
+    def locked(self, name: str, *, waits: bool) -> Iterator[bool]:
+        """A lock of PostgreSQL's of that name: True, or False when it is another's and this one does not wait for it.
+
+        It is held by a connection without a transaction, and let go of when that ends, however it ends.
+        """
+        key = sa.func.hashtextextended(name, 0)
+        take = sa.func.pg_advisory_lock(key) if waits else sa.func.pg_try_advisory_lock(key)
+        with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            taken = connection.execute(sa.select(take)).scalar() is not False
+            try:
+                yield taken
+            finally:
+                if taken:
+                    connection.execute(sa.select(sa.func.pg_advisory_unlock(key)))
+
     def close(self) -> None:
         """Closes all connections."""
         self._engine.dispose()

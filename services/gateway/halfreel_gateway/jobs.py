@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 from collections.abc import Collection
 from typing import Any
 
@@ -34,6 +35,8 @@ MAX_RENDER_ROUNDS = 3
 _TURN_S = 60
 # 2026-01-01: DBOS's priorities are 31 bits.
 _PRIORITY_EPOCH_S = 1_767_225_600
+# How soon a film is begun that was stored while the database could not store its workflow any more.
+_LOOK_EVERY_S = 5.0
 _AT_WORK = ("PENDING", "ENQUEUED", "DELAYED")
 _RUINED = ("ERROR", "MAX_RECOVERY_ATTEMPTS_EXCEEDED", "CANCELLED")
 
@@ -83,6 +86,8 @@ class Jobs:
         self._production = production
         self._store = store
         self._executor_id = executor_id
+        self._closing = threading.Event()
+        self._looking = threading.Thread(target=self._look_on, name="films-not-begun", daemon=True)
         self._register()
         DBOS(
             config={
@@ -110,12 +115,29 @@ class Jobs:
         DBOS.register_queue(SCENE_QUEUE, worker_concurrency=scene_concurrency, polling_interval_sec=SCENE_POLL_S)
         for film_id in self._store.active_film_ids():
             self._take_up(film_id, frozenset({self._executor_id}))
+        self._looking.start()
 
-    def take_over(self, executor_id: str) -> None:
-        """Goes on with what a gateway that is dead was at work on. May be done again, and by several at once."""
+    def take_over(self, executor_id: str) -> bool:
+        """Goes on with what a gateway that is dead was at work on. May be done again.
+
+        Returns:
+            Whether all is taken over; otherwise a workflow could not be now, or is of a newer version.
+        """
         DBOS._recover_pending_workflows([executor_id])
         for film_id in self._store.active_film_ids():
             self._take_up(film_id, frozenset({executor_id}))
+        # DBOS only logs what it could not recover.
+        left = DBOS.list_workflows(executor_id=executor_id, status="PENDING", load_input=False, load_output=False)
+        return all(_is_older(workflow.app_version) for workflow in left)
+
+    def _look_on(self) -> None:
+        """Begins films that were stored, but not begun, because the database went away between."""
+        while not self._closing.wait(_LOOK_EVERY_S):
+            try:
+                for film_id in self._store.queued_film_ids():
+                    self._take_up(film_id, frozenset())
+            except Exception:  # it is away; the next look finds the same films
+                _logger.exception("films_not_begun")
 
     def _take_up(self, film_id: str, executor_ids: Collection[str]) -> None:
         """Sees to it that somebody is at work on a film; `executor_ids` are gateways that are not."""
@@ -145,6 +167,9 @@ class Jobs:
 
     def close(self) -> None:
         """Takes no more work. The steps must have been ended before."""
+        self._closing.set()
+        if self._looking.is_alive():
+            self._looking.join()
         DBOS.destroy(workflow_completion_timeout_sec=0)
 
     def _register(self) -> None:
