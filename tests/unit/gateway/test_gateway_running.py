@@ -180,6 +180,17 @@ def test_a_scene_that_ends_every_server_ends_too(patience: Patience) -> None:
     assert caught.value.error.reason == "SERVER_LOST"
 
 
+def test_a_model_that_does_not_wake_is_told_as_such(
+    patience: Patience, announced: Announced, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(patience._run, "sleep", slept.append)
+    for _ in range(2 * MAX_LOST_COUNT):
+        patience.call_failed(Failed(errors.WakeFailed("no room", retry_after_s=7.0)), began=True)
+    assert set(slept) == {7.0}
+    assert set(announced.reasons) == {"the video model can't be woken; the film goes on when it can"}
+
+
 def test_a_full_queue_is_waited_for(patience: Patience, announced: Announced, monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
     monkeypatch.setattr(patience._run, "sleep", slept.append)
