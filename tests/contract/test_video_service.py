@@ -552,7 +552,7 @@ def test_trades_are_off_unless_named_and_then_told(stub: Any) -> None:
         events = generate(stub, image=png(), guidance_scale=3.0, step_count=4, trades=trades)
         assert list(events[-1].completed.trades) == trades
         clips[tuple(trades)] = mp4_of(events)
-    assert len(set(clips.values())) == 4
+    assert len({clips[()], clips["partial_guidance",], clips["reuse_features",]}) == 3
     assert mp4_of(generate(stub, image=png(), guidance_scale=3.0, step_count=4)) == clips[()]
 
 

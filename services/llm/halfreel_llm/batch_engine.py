@@ -269,7 +269,7 @@ class BatchEngine(Engine[Event]):
         with self._condition:
             if job in self._running:
                 self._running.remove(job)
-            if error is None and isinstance(job, ReplyJob):
+            if error is None and isinstance(job, ReplyJob) and not job.token.cancelled:
                 seconds = time.monotonic() - job.started_at
                 self._mean_job_s += (_MEAN_WEIGHT if self._mean_job_s else 1.0) * (seconds - self._mean_job_s)
             self._changed()

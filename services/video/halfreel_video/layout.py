@@ -63,7 +63,10 @@ class Layout:
         """
         for name, here in self._here.items():
             for weights in self._weights[name] if here else ():
-                weights.gather(self.device)
+                try:
+                    weights.gather(self.device)
+                except torch.OutOfMemoryError:  # on a small card there is no room for a part twice: it stays as it lies
+                    self.release_cached()
         self.release_cached()
 
     @property
@@ -187,7 +190,8 @@ class Layout:
 
     def _bring(self, name: str) -> None:
         weights = self._weights[name]
-        if name == UNET and self._levers.stream_weights:
+        # The weights that are streamed are as they were loaded: one that works in another arithmetic stays whole.
+        if name == UNET and self._levers.stream_weights and UNET not in self.changed:
             if self._stream is None:
                 self.park(UNET)
                 for each in weights:  # also of a model that was never on the device

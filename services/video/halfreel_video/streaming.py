@@ -35,6 +35,8 @@ class WeightStream:
         self._slots = [torch.empty(size, dtype=torch.uint8, device=device) for size in sizes]
         self._holds: list[int | None] = [None] * count
         self._copies = torch.cuda.Stream(device) if self._cuda else None
+        if self._copies is not None:  # what is at work yet may still read the memory that the slots were given
+            self._copies.wait_stream(torch.cuda.current_stream(device))
         self._copied = [torch.cuda.Event() for _ in range(count)] if self._cuda else []
         self._used = [torch.cuda.Event() for _ in range(count)] if self._cuda else []
         for index, each in enumerate(weights):

@@ -329,9 +329,12 @@ def upcast(vae: Any) -> Iterator[None]:
     if not (vae.dtype == torch.float16 and vae.config.force_upcast):
         yield
         return
-    # torch's own method: that of diffusers warns, at every call, of parts to be kept in FP32 when there are none.
-    torch.nn.Module.to(vae, torch.float32)
+    # Put back by these and not converted back: that takes no memory, and leaves the weights in the piece they lie in.
+    kept = [(parameter, parameter.data) for parameter in vae.parameters()]
     try:
+        # torch's own method: that of diffusers warns, at every call, of parts to be kept in FP32 when there are none.
+        torch.nn.Module.to(vae, torch.float32)
         yield
     finally:
-        torch.nn.Module.to(vae, torch.float16)
+        for parameter, values in kept:
+            parameter.data = values

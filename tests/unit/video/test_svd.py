@@ -115,8 +115,27 @@ def test_the_vae_comes_back_to_fp16_after_a_failure(svd: Any) -> None:
         with pytest.raises(MemoryError), upcast(svd.vae):
             assert svd.vae.dtype == torch.float32
             raise MemoryError
-        assert svd.vae.dtype == torch.float16
+        assert {parameter.dtype for parameter in svd.vae.parameters()} == {torch.float16}
     finally:
+        svd.vae.to(torch.float32)
+
+
+def test_a_vae_that_can_t_be_brought_to_fp32_is_as_it_was(svd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    svd.vae.to(torch.float16)
+    before = [(parameter, parameter.data.data_ptr()) for parameter in svd.vae.parameters()]
+
+    def half_way(module: torch.nn.Module, dtype: torch.dtype) -> None:
+        for parameter, _ in before[: len(before) // 2]:
+            parameter.data = parameter.data.to(dtype)
+        raise MemoryError
+
+    monkeypatch.setattr(torch.nn.Module, "to", half_way)
+    try:
+        with pytest.raises(MemoryError), upcast(svd.vae):
+            pass
+        assert all(parameter.data.data_ptr() == place for parameter, place in before)
+    finally:
+        monkeypatch.undo()
         svd.vae.to(torch.float32)
 
 
