@@ -271,10 +271,11 @@ class FilmStore:
             connection.execute(change)
 
     def raise_scene_ratio(self, film_id: str, index: int, done_ratio: float) -> None:
-        """Keeps how much of a scene is rendered, if that is more than before. Not an event."""
+        """Keeps how much of a scene is rendered, if that is more than before and the film goes on. Not an event."""
         scene = db.scenes.c
+        going_on = sa.select(db.films.c.film_id).where(db.films.c.film_id == film_id, _active())
         change = sa.update(db.scenes).where(
-            scene.film_id == film_id, scene.scene_index == index, scene.done_ratio < done_ratio
+            scene.film_id.in_(going_on), scene.scene_index == index, scene.done_ratio < done_ratio
         )
         with self._database.writing() as connection:
             connection.execute(change.values(done_ratio=done_ratio))
