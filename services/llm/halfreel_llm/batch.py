@@ -10,15 +10,15 @@ import contextlib
 import itertools
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 
 from halfreel.gpu.v1 import gpu_pb2
-from halfreel_llm.lookup import Lookup
+from halfreel_llm.place import Place, Reader
 from halfreel_llm.prefixes import Prefixes
-from halfreel_llm.reply import Finished, Reply, TextDelta, TextRequest
+from halfreel_llm.reply import Reply, TextDelta, TextRequest
 from halfreel_llm.runner import Mask, Runner
 from halfreel_llm.sampling import NOT_FINITE, not_finite
 from halfreel_llm.tokenizer import TextTokenizer
@@ -35,45 +35,6 @@ _MESSAGE_S = 200e-6
 _FORCED_IN_COMPANY = 4
 
 
-class Reader(Protocol):
-    """Who waits for a reply."""
-
-    token: CancelToken
-
-    def put(self, event: TextDelta) -> None:
-        """Takes text.
-
-        Raises:
-            SlowReader: Too much lies unread.
-        """
-
-    def end(self, finished: Finished | None, error: BaseException | None) -> None:
-        """Hears the end: one of the two."""
-
-
-class _Place:
-    """A reply in its slot."""
-
-    def __init__(self, request: TextRequest, reader: Reader, reply: Reply, slot: int) -> None:
-        self.request, self.reader, self.reply, self.slot = request, reader, reply, slot
-        self.token_ids = list(request.prompt_ids)
-        """The prompt and what was picked; the slot holds the first `held` of them."""
-        self.held = 0
-        self.reading = True
-        """Whether tokens wait to be read, before more can be picked."""
-        self.open_picks = 0
-        self.rungs: list[str] = []
-        self.lookup = Lookup()
-        self.prefill_s = 0.0
-        self.next_message_s = 0.0
-        self.ended = False
-
-    @property
-    def forced_only(self) -> bool:
-        """Whether what waits to be read is of the reply and not of the prompt."""
-        return self.held >= len(self.request.prompt_ids)
-
-
 class Batch:
     """The running replies of one model."""
 
@@ -83,9 +44,9 @@ class Batch:
         self._tokenizer = tokenizer
         self._vocabulary_size = vocabulary_size
         self._memory = memory
-        self._places: dict[int, _Place] = {}
+        self._places: dict[int, Place] = {}
         self._prefixes = Prefixes(runner.slot_count, runner.reuse_tokens)
-        self._pending: list[tuple[Any, list[_Place | None]]] = []
+        self._pending: list[tuple[Any, list[Place | None]]] = []
         self._usage: RequestMemory | None = None
         self._phase: tuple[str, contextlib.ExitStack] | None = None
         self._step_count = 0
@@ -119,7 +80,7 @@ class Batch:
     def admit(self, request: TextRequest, reader: Reader) -> None:
         """Gives a slot to a request; one must be free."""
         source, slot, token_count = self._prefixes.choose(request.prompt_ids, set(self._places))
-        place = _Place(request, reader, Reply(request, self._tokenizer), slot)
+        place = Place(request, reader, Reply(request, self._tokenizer), slot)
         self._places[slot] = place
         self._runner.begin(slot, request.sampling)
         self._runner.reuse(source, slot, token_count)
@@ -135,7 +96,7 @@ class Batch:
             if place.reader.token.cancelled:
                 self._fail(place, _cancelled(place.reader.token))
             place.reader.token.beat()
-        read: Iterable[tuple[Any, _Place]] = ()
+        read: Iterable[tuple[Any, Place]] = ()
         if self._runner.overlaps:  # the device works on while the host hears of the last step
             writing = self._writing()
             prompts = [place for place in self._places.values() if place.reading and not place.forced_only]
@@ -161,13 +122,13 @@ class Batch:
 
     # The parts of a step.
 
-    def _pick(self, logits: Any, places: list[_Place], wanting: list[_Place | None]) -> None:
+    def _pick(self, logits: Any, places: list[Place], wanting: list[Place | None]) -> None:
         masks = {place.slot: mask for place in wanting if place and (mask := self._mask(place)) is not None}
         self._pending.append((self._runner.pick(logits, [place.slot for place in places], masks), wanting))
         for each in filter(None, wanting):
             each.open_picks += 1
 
-    def _writing(self) -> list[_Place]:
+    def _writing(self) -> list[Place]:
         """Returns the replies whose last picked token is to be run, by slot."""
         return [
             place
@@ -175,7 +136,7 @@ class Batch:
             if not place.reading and place.reply.token_count + place.open_picks < place.request.max_output_tokens
         ]
 
-    def _write(self, places: list[_Place]) -> list[tuple[Any, list[_Place]]]:
+    def _write(self, places: list[Place]) -> list[tuple[Any, list[Place]]]:
         """Runs the picked tokens; where that fails for many, for fewer at a time."""
         if not places:
             return []
@@ -196,7 +157,7 @@ class Batch:
             place.held += 1
         return [(logits, places)]
 
-    def _guess(self, place: _Place) -> bool:
+    def _guess(self, place: Place) -> bool:
         """Runs what a reply may go on with together with its last token; returns whether there was such a guess.
 
         What is taken is what the model picks: the guessed tokens as far as it picks the same, and one more.
@@ -235,7 +196,7 @@ class Batch:
             self._take(place, token_id, last=index == right)
         return True
 
-    def _read(self, places: list[_Place]) -> Iterator[tuple[Any, _Place]]:
+    def _read(self, places: list[Place]) -> Iterator[tuple[Any, Place]]:
         """Reads what grammars forced, and a piece of a prompt; yields the replies of which nothing is left to read."""
         for place in places:
             if place.ended:
@@ -253,8 +214,8 @@ class Batch:
                 yield logits, place
 
     def _write_and_read(
-        self, writing: list[_Place], place: _Place
-    ) -> tuple[list[tuple[Any, list[_Place]]], list[tuple[Any, _Place]]]:
+        self, writing: list[Place], place: Place
+    ) -> tuple[list[tuple[Any, list[Place]]], list[tuple[Any, Place]]]:
         """Runs the picked tokens together with a piece of a prompt; where that fails, one after the other."""
         piece, last = self._piece(place)
         self._enter("prefill")
@@ -270,13 +231,13 @@ class Batch:
             each.held += 1
         return [(rows, writing)], [(logits, place)] if last else []
 
-    def _piece(self, place: _Place) -> tuple[list[int], bool]:
+    def _piece(self, place: Place) -> tuple[list[int], bool]:
         """Returns the next tokens to read, and whether they are the last."""
         prompts = sum(1 for each in self._places.values() if each.reading)
         end = place.held + self._runner.piece_tokens(alone=len(self._places) == 1, prompts=prompts)
         return place.token_ids[place.held : end], end >= len(place.token_ids)
 
-    def _has_read(self, place: _Place, token_count: int, seconds: float) -> None:
+    def _has_read(self, place: Place, token_count: int, seconds: float) -> None:
         place.prefill_s += seconds
         place.held += token_count
         if place.held == len(place.token_ids):
@@ -292,7 +253,7 @@ class Batch:
                     place.open_picks -= 1
                     self._take(place, token_id)
 
-    def _take(self, place: _Place, token_id: int, *, last: bool = True) -> None:
+    def _take(self, place: Place, token_id: int, *, last: bool = True) -> None:
         if token_id == NOT_FINITE:
             self._fail(place, not_finite())
             self._runner.clear(place.slot)
@@ -309,7 +270,7 @@ class Batch:
         if place.reply.reason is not None:
             self._finish(place)
 
-    def _force(self, place: _Place) -> None:
+    def _force(self, place: Place) -> None:
         """Takes the tokens that the grammar leaves no choice of."""
         matcher, reply = place.request.matcher, place.reply
         assert matcher is not None
@@ -324,7 +285,7 @@ class Batch:
             place.token_ids.append(token_id)
         place.reading = True
 
-    def _mask(self, place: _Place) -> Mask | None:
+    def _mask(self, place: Place) -> Mask | None:
         """Returns which tokens the grammar lets follow; None where there is none."""
         if place.request.matcher is None:
             return None
@@ -346,7 +307,7 @@ class Batch:
 
     # Ends.
 
-    def _put(self, place: _Place, delta: TextDelta) -> bool:
+    def _put(self, place: Place, delta: TextDelta) -> bool:
         try:
             place.reader.put(delta)
         except HalfreelError as error:  # nobody reads
@@ -354,21 +315,21 @@ class Batch:
             return False
         return True
 
-    def _finish(self, place: _Place) -> None:
+    def _finish(self, place: Place) -> None:
         delta = place.reply.take()
         if delta is not None and not self._put(place, delta):
             return
         self._leave(place)
         place.reader.end(place.reply.finished(self._peaks(place), tuple(dict.fromkeys(place.rungs))), None)
 
-    def _fail(self, place: _Place, error: BaseException) -> None:
+    def _fail(self, place: Place, error: BaseException) -> None:
         self._raise_if_fatal(error)
         if place.ended:
             return
         self._leave(place)
         place.reader.end(None, error)
 
-    def _leave(self, place: _Place) -> None:
+    def _leave(self, place: Place) -> None:
         place.ended = True
         del self._places[place.slot]
         self._prefixes.keep(place.slot, place.token_ids[: place.held])
@@ -379,7 +340,7 @@ class Batch:
         if isinstance(known, FatalError):
             raise known from error
 
-    def _peaks(self, place: _Place) -> tuple[gpu_pb2.PhasePeak, ...]:
+    def _peaks(self, place: Place) -> tuple[gpu_pb2.PhasePeak, ...]:
         """Returns the peaks of the phases, with the time that this reply spent in each."""
         assert self._usage is not None
         decode_s = place.reply.last_token_s - place.reply.first_token_s
