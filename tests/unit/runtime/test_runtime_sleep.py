@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import time
 from collections.abc import AsyncIterator, Callable
 
@@ -210,6 +211,32 @@ async def test_memory_is_cleared_before_and_after_where_that_is_set(monkeypatch:
             await until(lambda: running.servicer.engine.running_count == 0)
             await asyncio.sleep(0.02)
             assert len(cleared) == before + after
+
+
+class ScatteredModel:
+    """Weights in small pieces of the heap, between things that live on: free() gives nothing of them back by itself."""
+
+    def __init__(self) -> None:
+        pieces = [bytearray(60_000) for _ in range(1500)]
+        self.living, self.weights = pieces[::50], [each for number, each in enumerate(pieces) if number % 50]
+        self.weight_bytes = 60_000 * len(self.weights)
+
+    def prepare_sleep(self) -> None: ...
+
+    def sleep(self) -> None:
+        self.weights.clear()
+
+    def wake(self) -> None: ...
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="this C library keeps what was freed")
+def test_sleep_gives_back_what_lay_between_things_that_live(running_memory: Sleeper) -> None:
+    model = ScatteredModel()
+    running_memory.model_loaded(model)
+    running_memory._memory.clear()  # what this process has freed before is no part of it
+    moved = running_memory.sleep()
+    assert moved.freed_bytes > 0.95 * model.weight_bytes
+    assert len(model.living) == 30
 
 
 def test_a_sleeper_without_a_model_has_nothing_to_do(running_memory: Sleeper) -> None:
