@@ -41,6 +41,7 @@ verify: .venv/tested .venv-gen/installed ## Checks that generated files are thos
 	@$(BIN)/python docs/make_configuration.py --check
 	@$(BIN)/python docs/make_cards.py --check
 	@$(BIN)/python deploy/grafana/dashboards.py --check
+	@$(BIN)/python deploy/kubernetes/alerts.py --check
 
 fix: .venv/tested .venv-gen/installed ## Makes again what lint and verify check, as far as a program can
 	@$(BIN)/ruff check --fix-only --quiet .
@@ -50,6 +51,7 @@ fix: .venv/tested .venv-gen/installed ## Makes again what lint and verify check,
 	@$(BIN)/python docs/make_configuration.py
 	@$(BIN)/python docs/make_cards.py
 	@$(BIN)/python deploy/grafana/dashboards.py
+	@$(BIN)/python deploy/kubernetes/alerts.py
 
 lock: .venv/deployed ## Writes the locks and bills of materials of the images again; reads gigabytes from the package index
 	@$(BIN)/python deploy/docker/lock.py
