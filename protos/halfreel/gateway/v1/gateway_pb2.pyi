@@ -105,6 +105,8 @@ class FilmSettings(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     PROFILE_FIELD_NUMBER: _builtins.int
     ALLOW_CHEAPER_FIELD_NUMBER: _builtins.int
+    TRADES_FIELD_NUMBER: _builtins.int
+    CONTINUOUS_FIELD_NUMBER: _builtins.int
     scene_count: _builtins.int
     """Scenes. Default: the script's choice, 1 to 8. Range [1, 8]."""
     width_px: _builtins.int
@@ -133,6 +135,17 @@ class FilmSettings(_message.Message):
     """Scenes that do not fit in memory as they are asked for are rendered in the first cheaper form that fits, and say so;
     otherwise the film fails. Default false.
     """
+    continuous: _builtins.bool
+    """One shot: each scene but the first starts from the last frame of the scene before, and not from a picture drawn from
+    its own words, so that scenes are rendered one after the other. Refused where the video model takes no picture.
+    Default false.
+    """
+    @_builtins.property
+    def trades(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What of the clips' quality is given for time, each at most once: names that the video model tells in its GetModel.
+        Default: nothing.
+        """
+
     def __init__(
         self,
         *,
@@ -148,10 +161,12 @@ class FilmSettings(_message.Message):
         seed: _builtins.int | None = ...,
         profile: _gpu_pb2.MemoryProfile.ValueType = ...,
         allow_cheaper: _builtins.bool = ...,
+        trades: _abc.Iterable[_builtins.str] | None = ...,
+        continuous: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_fps", b"_fps", "_guidance_scale", b"_guidance_scale", "_height_px", b"_height_px", "_motion_bucket", b"_motion_bucket", "_scene_count", b"_scene_count", "_scene_seconds", b"_scene_seconds", "_seed", b"_seed", "_step_count", b"_step_count", "_temperature", b"_temperature", "_width_px", b"_width_px", "fps", b"fps", "guidance_scale", b"guidance_scale", "height_px", b"height_px", "motion_bucket", b"motion_bucket", "scene_count", b"scene_count", "scene_seconds", b"scene_seconds", "seed", b"seed", "step_count", b"step_count", "temperature", b"temperature", "width_px", b"width_px"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fps", b"_fps", "_guidance_scale", b"_guidance_scale", "_height_px", b"_height_px", "_motion_bucket", b"_motion_bucket", "_scene_count", b"_scene_count", "_scene_seconds", b"_scene_seconds", "_seed", b"_seed", "_step_count", b"_step_count", "_temperature", b"_temperature", "_width_px", b"_width_px", "allow_cheaper", b"allow_cheaper", "fps", b"fps", "guidance_scale", b"guidance_scale", "height_px", b"height_px", "motion_bucket", b"motion_bucket", "profile", b"profile", "scene_count", b"scene_count", "scene_seconds", b"scene_seconds", "seed", b"seed", "step_count", b"step_count", "temperature", b"temperature", "width_px", b"width_px"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fps", b"_fps", "_guidance_scale", b"_guidance_scale", "_height_px", b"_height_px", "_motion_bucket", b"_motion_bucket", "_scene_count", b"_scene_count", "_scene_seconds", b"_scene_seconds", "_seed", b"_seed", "_step_count", b"_step_count", "_temperature", b"_temperature", "_width_px", b"_width_px", "allow_cheaper", b"allow_cheaper", "continuous", b"continuous", "fps", b"fps", "guidance_scale", b"guidance_scale", "height_px", b"height_px", "motion_bucket", b"motion_bucket", "profile", b"profile", "scene_count", b"scene_count", "scene_seconds", b"scene_seconds", "seed", b"seed", "step_count", b"step_count", "temperature", b"temperature", "trades", b"trades", "width_px", b"width_px"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__fps: _TypeAlias = _typing.Literal["fps"]  # noqa: Y015
     _WhichOneofArgType__fps: _TypeAlias = _typing.Literal["_fps", b"_fps"]  # noqa: Y015
@@ -301,6 +316,32 @@ class FilmError(_message.Message):
 Global___FilmError: _TypeAlias = FilmError  # noqa: Y015
 
 @_typing.final
+class Picture(_message.Message):
+    """A picture without loss."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    size_bytes: _builtins.int
+    """Bytes of the PNG."""
+    sha256: _builtins.str
+    """SHA-256 of the PNG, in lower-case hexadecimal."""
+    def __init__(
+        self,
+        *,
+        size_bytes: _builtins.int = ...,
+        sha256: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Picture: _TypeAlias = Picture  # noqa: Y015
+
+@_typing.final
 class StageFigure(_message.Message):
     """What one stage of a scene took: keyframe, encode, denoise, decode, mux."""
 
@@ -384,6 +425,8 @@ class Scene(_message.Message):
     LEVERS_FIELD_NUMBER: _builtins.int
     RUNGS_FIELD_NUMBER: _builtins.int
     VARIANT_FIELD_NUMBER: _builtins.int
+    TRADES_FIELD_NUMBER: _builtins.int
+    LAST_FRAME_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """From 0."""
     state: Global___Scene.State.ValueType
@@ -434,6 +477,16 @@ class Scene(_message.Message):
         which is always so without FilmSettings.allow_cheaper.
         """
 
+    @_builtins.property
+    def trades(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What of the clip's quality was given for time, as the video server told it; empty until the clip is there."""
+
+    @_builtins.property
+    def last_frame(self) -> Global___Picture:
+        """The clip's last frame, which the next scene of a continuous film starts from; absent until the clip is there, and in
+        other films.
+        """
+
     def __init__(
         self,
         *,
@@ -452,10 +505,12 @@ class Scene(_message.Message):
         levers: _video_pb2.GenerateResponse.Levers | None = ...,
         rungs: _abc.Iterable[_builtins.str] | None = ...,
         variant: _video_pb2.Variant | None = ...,
+        trades: _abc.Iterable[_builtins.str] | None = ...,
+        last_frame: Global___Picture | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["clip", b"clip", "error", b"error", "levers", b"levers", "requested_duration", b"requested_duration", "variant", b"variant"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["clip", b"clip", "error", b"error", "last_frame", b"last_frame", "levers", b"levers", "requested_duration", b"requested_duration", "variant", b"variant"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_count", b"attempt_count", "clip", b"clip", "error", b"error", "index", b"index", "levers", b"levers", "motion", b"motion", "narration", b"narration", "phase_peaks", b"phase_peaks", "picture", b"picture", "requested_duration", b"requested_duration", "rungs", b"rungs", "seed", b"seed", "stages", b"stages", "state", b"state", "variant", b"variant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_count", b"attempt_count", "clip", b"clip", "error", b"error", "index", b"index", "last_frame", b"last_frame", "levers", b"levers", "motion", b"motion", "narration", b"narration", "phase_peaks", b"phase_peaks", "picture", b"picture", "requested_duration", b"requested_duration", "rungs", b"rungs", "seed", b"seed", "stages", b"stages", "state", b"state", "trades", b"trades", "variant", b"variant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -80,6 +80,7 @@ class GenerateRequest(_message.Message):
     LEVERS_FIELD_NUMBER: _builtins.int
     ALLOW_CHEAPER_FIELD_NUMBER: _builtins.int
     TRADES_FIELD_NUMBER: _builtins.int
+    LAST_FRAME_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Chosen by the client, for logs; at most 128 visible ASCII characters. Default: made by the server."""
     prompt: _builtins.str
@@ -118,6 +119,10 @@ class GenerateRequest(_message.Message):
     """Take the first cheaper variant that fits, and say so in `plan`, where the clip does not fit as it is asked for.
     Default false: it is refused.
     """
+    last_frame: _builtins.bool
+    """Send the clip's last frame as it was before the MP4 was made of it, so that another clip can start from it. Default
+    false.
+    """
     @_builtins.property
     def levers(self) -> Global___GenerateResponse.Levers:
         """The levers to use, as an earlier `completed` or plan told them, so that the same clip can be made again. Default:
@@ -151,10 +156,11 @@ class GenerateRequest(_message.Message):
         levers: Global___GenerateResponse.Levers | None = ...,
         allow_cheaper: _builtins.bool = ...,
         trades: _abc.Iterable[_builtins.str] | None = ...,
+        last_frame: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_decode_chunk_frame_count", b"_decode_chunk_frame_count", "_fps", b"_fps", "_frame_count", b"_frame_count", "_guidance_scale", b"_guidance_scale", "_height_px", b"_height_px", "_motion_bucket", b"_motion_bucket", "_seed", b"_seed", "_step_count", b"_step_count", "_width_px", b"_width_px", "decode_chunk_frame_count", b"decode_chunk_frame_count", "fps", b"fps", "frame_count", b"frame_count", "guidance_scale", b"guidance_scale", "height_px", b"height_px", "levers", b"levers", "motion_bucket", b"motion_bucket", "seed", b"seed", "step_count", b"step_count", "width_px", b"width_px"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decode_chunk_frame_count", b"_decode_chunk_frame_count", "_fps", b"_fps", "_frame_count", b"_frame_count", "_guidance_scale", b"_guidance_scale", "_height_px", b"_height_px", "_motion_bucket", b"_motion_bucket", "_seed", b"_seed", "_step_count", b"_step_count", "_width_px", b"_width_px", "allow_cheaper", b"allow_cheaper", "decode_chunk_frame_count", b"decode_chunk_frame_count", "fps", b"fps", "frame_count", b"frame_count", "guidance_scale", b"guidance_scale", "height_px", b"height_px", "image", b"image", "levers", b"levers", "motion_bucket", b"motion_bucket", "preview", b"preview", "profile", b"profile", "prompt", b"prompt", "request_id", b"request_id", "seed", b"seed", "step_count", b"step_count", "trades", b"trades", "width_px", b"width_px"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decode_chunk_frame_count", b"_decode_chunk_frame_count", "_fps", b"_fps", "_frame_count", b"_frame_count", "_guidance_scale", b"_guidance_scale", "_height_px", b"_height_px", "_motion_bucket", b"_motion_bucket", "_seed", b"_seed", "_step_count", b"_step_count", "_width_px", b"_width_px", "allow_cheaper", b"allow_cheaper", "decode_chunk_frame_count", b"decode_chunk_frame_count", "fps", b"fps", "frame_count", b"frame_count", "guidance_scale", b"guidance_scale", "height_px", b"height_px", "image", b"image", "last_frame", b"last_frame", "levers", b"levers", "motion_bucket", b"motion_bucket", "preview", b"preview", "profile", b"profile", "prompt", b"prompt", "request_id", b"request_id", "seed", b"seed", "step_count", b"step_count", "trades", b"trades", "width_px", b"width_px"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__decode_chunk_frame_count: _TypeAlias = _typing.Literal["decode_chunk_frame_count"]  # noqa: Y015
     _WhichOneofArgType__decode_chunk_frame_count: _TypeAlias = _typing.Literal["_decode_chunk_frame_count", b"_decode_chunk_frame_count"]  # noqa: Y015
@@ -334,6 +340,30 @@ class GenerateResponse(_message.Message):
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     @_typing.final
+    class LastFrameChunk(_message.Message):
+        """A piece of the last frame: a PNG of the clip's own size, without loss."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        OFFSET_BYTES_FIELD_NUMBER: _builtins.int
+        DATA_FIELD_NUMBER: _builtins.int
+        offset_bytes: _builtins.int
+        """Where the piece begins."""
+        data: _builtins.bytes
+        """At most 1 MiB."""
+        def __init__(
+            self,
+            *,
+            offset_bytes: _builtins.int = ...,
+            data: _builtins.bytes = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "offset_bytes", b"offset_bytes"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
     class Levers(_message.Message):
         """How the work on a clip is laid out; part of what decides its bytes."""
 
@@ -345,6 +375,7 @@ class GenerateResponse(_message.Message):
         FEED_FORWARD_CHUNK_COUNT_FIELD_NUMBER: _builtins.int
         OFFLOAD_IDLE_PARTS_FIELD_NUMBER: _builtins.int
         STREAM_WEIGHTS_FIELD_NUMBER: _builtins.int
+        COMPILED_FIELD_NUMBER: _builtins.int
         decode_chunk_frame_count: _builtins.int
         """Frames that the VAE decodes at once. Range [1, 200]."""
         attention_backend: _builtins.str
@@ -357,6 +388,10 @@ class GenerateResponse(_message.Message):
         """Parts of the model are on the device only while they work."""
         stream_weights: _builtins.bool
         """The weights of the UNet pass through the device block by block, ahead of their use."""
+        compiled: _builtins.bool
+        """The blocks of the UNet and of the VAE's decoder run as code compiled for this device: faster, and rounded
+        otherwise. A server that has not compiled them, or can't, runs them as they are and says so in `completed`.
+        """
         def __init__(
             self,
             *,
@@ -366,10 +401,11 @@ class GenerateResponse(_message.Message):
             feed_forward_chunk_count: _builtins.int = ...,
             offload_idle_parts: _builtins.bool = ...,
             stream_weights: _builtins.bool = ...,
+            compiled: _builtins.bool = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["attention_backend", b"attention_backend", "decode_chunk_frame_count", b"decode_chunk_frame_count", "feed_forward_chunk_count", b"feed_forward_chunk_count", "offload_idle_parts", b"offload_idle_parts", "split_guidance", b"split_guidance", "stream_weights", b"stream_weights"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["attention_backend", b"attention_backend", "compiled", b"compiled", "decode_chunk_frame_count", b"decode_chunk_frame_count", "feed_forward_chunk_count", b"feed_forward_chunk_count", "offload_idle_parts", b"offload_idle_parts", "split_guidance", b"split_guidance", "stream_weights", b"stream_weights"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -456,6 +492,8 @@ class GenerateResponse(_message.Message):
         RUNGS_FIELD_NUMBER: _builtins.int
         NAN_RETRY_COUNT_FIELD_NUMBER: _builtins.int
         TRADES_FIELD_NUMBER: _builtins.int
+        LAST_FRAME_SIZE_BYTES_FIELD_NUMBER: _builtins.int
+        LAST_FRAME_SHA256_FIELD_NUMBER: _builtins.int
         size_bytes: _builtins.int
         """Bytes of the MP4."""
         sha256: _builtins.str
@@ -476,6 +514,10 @@ class GenerateResponse(_message.Message):
         """The device: "cpu" or "cuda:0"."""
         nan_retry_count: _builtins.int
         """Times that numbers were not finite and the work was done again in higher precision."""
+        last_frame_size_bytes: _builtins.int
+        """Bytes of the last frame's PNG; 0 where it was not asked for."""
+        last_frame_sha256: _builtins.str
+        """SHA-256 of the last frame's PNG, in lower-case hexadecimal; empty where it was not asked for."""
         @_builtins.property
         def levers(self) -> Global___GenerateResponse.Levers:
             """How the work was laid out."""
@@ -526,10 +568,12 @@ class GenerateResponse(_message.Message):
             rungs: _abc.Iterable[_builtins.str] | None = ...,
             nan_retry_count: _builtins.int = ...,
             trades: _abc.Iterable[_builtins.str] | None = ...,
+            last_frame_size_bytes: _builtins.int = ...,
+            last_frame_sha256: _builtins.str = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _typing.Literal["generate_duration", b"generate_duration", "levers", b"levers", "queue_duration", b"queue_duration"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "dtype", b"dtype", "fps", b"fps", "frame_count", b"frame_count", "generate_duration", b"generate_duration", "height_px", b"height_px", "levers", b"levers", "nan_retry_count", b"nan_retry_count", "phase_peaks", b"phase_peaks", "queue_duration", b"queue_duration", "rungs", b"rungs", "seed", b"seed", "sha256", b"sha256", "size_bytes", b"size_bytes", "stage_durations", b"stage_durations", "trades", b"trades", "width_px", b"width_px"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "dtype", b"dtype", "fps", b"fps", "frame_count", b"frame_count", "generate_duration", b"generate_duration", "height_px", b"height_px", "last_frame_sha256", b"last_frame_sha256", "last_frame_size_bytes", b"last_frame_size_bytes", "levers", b"levers", "nan_retry_count", b"nan_retry_count", "phase_peaks", b"phase_peaks", "queue_duration", b"queue_duration", "rungs", b"rungs", "seed", b"seed", "sha256", b"sha256", "size_bytes", b"size_bytes", "stage_durations", b"stage_durations", "trades", b"trades", "width_px", b"width_px"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -540,6 +584,7 @@ class GenerateResponse(_message.Message):
     VIDEO_CHUNK_FIELD_NUMBER: _builtins.int
     COMPLETED_FIELD_NUMBER: _builtins.int
     PLAN_FIELD_NUMBER: _builtins.int
+    LAST_FRAME_CHUNK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def queued(self) -> Global___GenerateResponse.Queued:
         """The request waits for the model."""
@@ -568,6 +613,10 @@ class GenerateResponse(_message.Message):
     def plan(self) -> Global___GenerateResponse.Planned:
         """What the clip will take; follows `queued` where the server plans, once."""
 
+    @_builtins.property
+    def last_frame_chunk(self) -> Global___GenerateResponse.LastFrameChunk:
+        """A piece of the last frame's PNG, where it was asked for; all come in order before `completed`."""
+
     def __init__(
         self,
         *,
@@ -578,12 +627,13 @@ class GenerateResponse(_message.Message):
         video_chunk: Global___GenerateResponse.VideoChunk | None = ...,
         completed: Global___GenerateResponse.Completed | None = ...,
         plan: Global___GenerateResponse.Planned | None = ...,
+        last_frame_chunk: Global___GenerateResponse.LastFrameChunk | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["completed", b"completed", "event", b"event", "plan", b"plan", "preview", b"preview", "queued", b"queued", "stage", b"stage", "step", b"step", "video_chunk", b"video_chunk"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["completed", b"completed", "event", b"event", "last_frame_chunk", b"last_frame_chunk", "plan", b"plan", "preview", b"preview", "queued", b"queued", "stage", b"stage", "step", b"step", "video_chunk", b"video_chunk"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["completed", b"completed", "event", b"event", "plan", b"plan", "preview", b"preview", "queued", b"queued", "stage", b"stage", "step", b"step", "video_chunk", b"video_chunk"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completed", b"completed", "event", b"event", "last_frame_chunk", b"last_frame_chunk", "plan", b"plan", "preview", b"preview", "queued", b"queued", "stage", b"stage", "step", b"step", "video_chunk", b"video_chunk"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["queued", "stage", "step", "preview", "video_chunk", "completed", "plan"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["queued", "stage", "step", "preview", "video_chunk", "completed", "plan", "last_frame_chunk"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -781,6 +831,8 @@ class GetModelResponse(_message.Message):
     MAX_WAITING_REQUEST_COUNT_FIELD_NUMBER: _builtins.int
     CONTRACT_VERSION_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    TRADES_FIELD_NUMBER: _builtins.int
+    WORDS_ONLY_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """The video model as it was asked for: "pocket", a hub id, or the last part of a folder's name."""
     keyframe_model_id: _builtins.str
@@ -821,6 +873,12 @@ class GetModelResponse(_message.Message):
     """The contract that this server speaks, "1.MINOR"."""
     revision: _builtins.str
     """The revision of a hub model, else empty."""
+    words_only: _builtins.bool
+    """Renders from words alone: a request with an image is refused."""
+    @_builtins.property
+    def trades(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What of a clip's quality this model can give for time, as GenerateRequest.trades names it."""
+
     def __init__(
         self,
         *,
@@ -844,10 +902,12 @@ class GetModelResponse(_message.Message):
         max_waiting_request_count: _builtins.int = ...,
         contract_version: _builtins.str = ...,
         revision: _builtins.str = ...,
+        trades: _abc.Iterable[_builtins.str] | None = ...,
+        words_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "contract_version", b"contract_version", "default_fps", b"default_fps", "default_frame_count", b"default_frame_count", "default_guidance_scale", b"default_guidance_scale", "default_height_px", b"default_height_px", "default_motion_bucket", b"default_motion_bucket", "default_step_count", b"default_step_count", "default_width_px", b"default_width_px", "device", b"device", "dtype", b"dtype", "keyframe_model_id", b"keyframe_model_id", "max_frame_count", b"max_frame_count", "max_height_px", b"max_height_px", "max_waiting_request_count", b"max_waiting_request_count", "max_width_px", b"max_width_px", "model_id", b"model_id", "parameter_count", b"parameter_count", "revision", b"revision", "weight_bytes", b"weight_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "contract_version", b"contract_version", "default_fps", b"default_fps", "default_frame_count", b"default_frame_count", "default_guidance_scale", b"default_guidance_scale", "default_height_px", b"default_height_px", "default_motion_bucket", b"default_motion_bucket", "default_step_count", b"default_step_count", "default_width_px", b"default_width_px", "device", b"device", "dtype", b"dtype", "keyframe_model_id", b"keyframe_model_id", "max_frame_count", b"max_frame_count", "max_height_px", b"max_height_px", "max_waiting_request_count", b"max_waiting_request_count", "max_width_px", b"max_width_px", "model_id", b"model_id", "parameter_count", b"parameter_count", "revision", b"revision", "trades", b"trades", "weight_bytes", b"weight_bytes", "words_only", b"words_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
