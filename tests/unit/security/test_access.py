@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -90,6 +91,21 @@ def test_the_contract_was_found_and_each_method_of_it_has_a_scope() -> None:
     assert set(METHOD_SCOPES) == set(BY_PATH), "give each new method its scope in halfreel_runtime/scopes.py"
 
 
+def test_the_page_says_what_each_scope_allows() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "security.md").read_text(encoding="utf-8")
+    rows = {scope: re.search(rf"^\| `{scope}` \| (.+?) \|$", page, re.MULTILINE) for scope in Scope}
+    # `Get...` is all whose names begin so.
+    told = {scope: re.findall(r"`([A-Z]\w+(?:\.\.\.)?)`", row[1]) for scope, row in rows.items() if row}
+    for path, scope in METHOD_SCOPES.items():
+        name = path.rpartition("/")[2]
+        allowing = {
+            each
+            for each, words in told.items()
+            if any(name.startswith(word[:-3]) if word.endswith("...") else name == word for word in words)
+        }
+        assert allowing == {scope}, f"{path} is allowed by {allowing} in docs/security.md"
+
+
 @pytest.mark.parametrize("method", METHODS, ids=IDS)
 async def test_no_method_is_reached_without_a_good_token(site: Site, foreign_token: str, method: Method) -> None:
     good = site.keyring.tokens["everything"]
@@ -152,13 +168,16 @@ async def test_health_is_open_and_reflection_is_off(site: Site) -> None:
     request = health_pb2.HealthCheckRequest(service="halfreel.llm.v1.LlmService")
     answer = await health_pb2_grpc.HealthStub(site.channel).Check(request, timeout=10)
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
-    list_services = iter([reflection_pb2.ServerReflectionRequest(list_services="")])
-    for metadata in ((), bearer(site.keyring.tokens["everything"])):
+    stub = reflection_pb2_grpc.ServerReflectionStub(site.channel)
+    for metadata, code in (
+        ((), grpc.StatusCode.UNAUTHENTICATED),
+        (bearer(site.keyring.tokens["everything"]), grpc.StatusCode.PERMISSION_DENIED),
+    ):
+        list_services = iter([reflection_pb2.ServerReflectionRequest(list_services="")])
         with pytest.raises(grpc.aio.AioRpcError) as raised:
-            stub = reflection_pb2_grpc.ServerReflectionStub(site.channel)
             async for _ in stub.ServerReflectionInfo(list_services, metadata=metadata, timeout=10):
                 pass
-        assert raised.value.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
+        assert raised.value.code() is code
 
 
 async def test_a_refused_request_is_not_even_read(site: Site) -> None:

@@ -10,6 +10,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from every_method import server_of_everything
@@ -56,8 +57,11 @@ async def test_the_probes_are_open(server: Server, certificates: Files, path: st
 
 @pytest.mark.parametrize("path", ["/metrics", "/", "/nothing", "/livez/", "/livez/../metrics", "/METRICS"])
 async def test_all_else_needs_a_token_that_may_read(
-    server: Server, certificates: Files, keyring: Keyring, path: str
+    server: Server, certificates: Files, keyring: Keyring, tmp_path: Path, path: str
 ) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    foreign = Keyring(tmp_path / "elsewhere").add("stranger", "read")
+
     async def asked(token: str | None) -> tuple[int, str]:
         status, body, headers = await asyncio.to_thread(get, server.metrics_port, certificates, path, token)
         assert (headers["WWW-Authenticate"] == "Bearer") == (status == 401)
@@ -66,6 +70,7 @@ async def test_all_else_needs_a_token_that_may_read(
 
     assert await asked(None) == (401, "TOKEN_MISSING")
     assert await asked("hr_x") == (401, "TOKEN_INVALID")
+    assert await asked(foreign) == (401, "TOKEN_INVALID")
     assert await asked(keyring.tokens["outdated"]) == (401, "TOKEN_EXPIRED")
     assert await asked(keyring.tokens["maker"]) == (403, "SCOPE_MISSING")
     status, _ = await asked(keyring.tokens["prometheus"])
