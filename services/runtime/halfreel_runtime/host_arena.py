@@ -18,12 +18,16 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from halfreel_runtime.host_memory import host_memory
+
+# What pinning leaves of the host's memory to everybody else, at least: pinned pages can't be dropped nor swapped.
+_HOST_RESERVE_BYTES = 2 * 2**30
 # A driver call that locks all at once keeps other threads out of the driver for seconds; a copy never crosses a piece.
 PIECE_BYTES = 256 * 2**20
 
 
 class PinError(Exception):
-    """The driver does not lock this memory; the arena can't be used."""
+    """The driver does not lock so much memory, or the host has too little of it; there is no arena."""
 
 
 class HostArena:
@@ -35,7 +39,7 @@ class HostArena:
             temporary files, whose pages the system may drop from memory.
 
     Raises:
-        PinError: the driver does not lock so much.
+        PinError: the driver does not lock so much, or locking it would leave too little of the host's memory to others.
         OSError: the file can't be as large.
     """
 
@@ -44,7 +48,7 @@ class HostArena:
         self.pinned = pinned
         self._locked: list[Tensor] = []
         if pinned:
-            self._map = mmap.mmap(-1, max(size_bytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            self._map = _room_to_pin(size_bytes)
             with contextlib.suppress(AttributeError, OSError):  # fewer, larger pages are locked sooner; only on Linux
                 self._map.madvise(mmap.MADV_HUGEPAGE)
         else:
@@ -84,5 +88,27 @@ class HostArena:
             error = runtime.cudaHostRegister(piece.data_ptr(), piece.numel(), 0)
             if int(error) != 0:
                 self.close()
+                _forget_refusal()
                 raise PinError(f"cudaHostRegister of {piece.numel()} bytes: error {int(error)}")
             self._locked.append(piece)
+
+
+def _room_to_pin(size_bytes: int) -> mmap.mmap:
+    available = host_memory().available_bytes
+    if available < size_bytes + _HOST_RESERVE_BYTES:
+        raise PinError(
+            f"the host has {available} bytes available; pinning {size_bytes} must leave {_HOST_RESERVE_BYTES} of them"
+        )
+    try:
+        return mmap.mmap(-1, max(size_bytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise PinError(f"the system maps no {size_bytes} bytes: {error}") from error
+
+
+def _forget_refusal() -> None:
+    """Takes the refusal out of CUDA's last error, where the next library that looks would take it for its own.
+
+    torch offers no cudaGetLastError; any kernel that it launches asks for it.
+    """
+    with contextlib.suppress(RuntimeError):
+        torch.zeros(1, device="cuda")

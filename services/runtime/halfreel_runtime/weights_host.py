@@ -20,12 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from halfreel_runtime.host_arena import HostArena, PinError
-from halfreel_runtime.host_memory import host_memory
 
 _logger = logging.getLogger(__name__)
 
-# What pinning leaves of the host's memory to everybody else, at least: pinned pages can't be dropped nor swapped.
-_HOST_RESERVE_BYTES = 2 * 2**30
 # Stretches of the arena begin at whole pages, as copies by the device like it.
 _ALIGN_BYTES = 4096
 
@@ -265,17 +262,10 @@ class HostedWeights:
     def _pin(self, size: int) -> None:
         """Pins memory, or keeps the reason why not."""
         self._pin_refused = ""
-        available = host_memory().available_bytes
-        if available < size + _HOST_RESERVE_BYTES:
-            self._pin_refused = (
-                f"the host has {available} bytes available; pinning {size} must leave {_HOST_RESERVE_BYTES} of them"
-            )
-        else:
-            try:
-                self._arena = HostArena(size, pinned=True)
-            except (PinError, OSError) as error:
-                self._pin_refused = str(error)
-        if self._pin_refused:
+        try:
+            self._arena = HostArena(size, pinned=True)
+        except PinError as error:
+            self._pin_refused = str(error)
             _logger.warning("weights_not_pinned", extra={"reason": self._pin_refused})
 
     def _find_blocks(self) -> list[_Block]:

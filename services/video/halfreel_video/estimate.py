@@ -57,6 +57,22 @@ class Estimate:
         self.architecture, self.coefficients, self.dtype = architecture, coefficients, dtype
         self._item = ITEM_BYTES[dtype]
 
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of one number."""
+        return self._item
+
+    def image_encode_bytes(self) -> int:
+        """What looking at the first picture takes beside the weights."""
+        return self.coefficients.image_encode.at(_IMAGE_SIDE * self._item)
+
+    def vae_encode_bytes(self, shape: Shape) -> int:
+        """What encoding the first picture takes beside the weights as they are; FP16's may be switched to FP32."""
+        given = self.architecture
+        item = 4 if given.vae_upcast else self._item
+        work = self.coefficients.vae_encode.at(shape.width_px * shape.height_px * given.vae_channels * item)
+        return work + given.vae_count * (item - self._item)
+
     def load(self) -> Phase:
         """All weights on the device."""
         size = self.architecture.count * self._item
@@ -88,10 +104,7 @@ class Estimate:
 
     def _encode(self, shape: Shape, levers: Levers) -> Phase:
         given, known = self.architecture, self.coefficients
-        item = 4 if given.vae_upcast else self._item
-        upcast = given.vae_count * (item - self._item)
-        work = known.vae_encode.at(shape.width_px * shape.height_px * given.vae_channels * item) + upcast
-        image = known.image_encode.at(_IMAGE_SIDE * self._item)
+        work, image = self.vae_encode_bytes(shape), self.image_encode_bytes()
         seconds = shape.segment_count * (
             known.encode_s + self._moved_s(levers, given.image_encoder_count + given.vae_count)
         )

@@ -90,7 +90,8 @@ class ClipJob:
         with self._memory.request(self._clip.request_id) as usage, self._model.pulse.of(token):
             usage.predict(self._predicted_bytes)
             try:
-                levers = self._layout.arrange(self._clip.levers)
+                levers = self._layout.take(self._clip.levers)
+                self._persistent(self._layout.bring_all, self._ladder.offload)
                 mp4 = yield from self._render(token)
             except Exception as error:
                 if not is_shortage(error):
@@ -213,6 +214,7 @@ class ClipJob:
         """
         yield self._started(Stage.DECODE, index)
         svd, ladder, done = self._model.svd, self._ladder, 0
+        ladder.begin_decoding()
         with self._stage(Stage.DECODE, VAE):
             try:
                 while done < latents.shape[1]:

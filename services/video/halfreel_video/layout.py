@@ -75,24 +75,37 @@ class Layout:
         return self._levers
 
     def arrange(self, levers: Levers) -> Levers:
-        """Lays everything out for a clip.
+        """Lays everything out for a clip: `take`, and `bring_all`."""
+        had = self.take(levers)
+        self.bring_all()
+        return had
+
+    def take(self, levers: Levers) -> Levers:
+        """Has the next work done as levers say; brings nothing to the device, so that it can't fail.
 
         Returns:
             The levers as they could be had: an attention backend that doesn't work here is replaced.
-
-        Raises:
-            RuntimeError, torch.OutOfMemoryError: there is no room; the layout is as it can be, and can be asked again.
         """
         backend = self.attention.use(levers.attention_backend)
         self._feed_forward.count = levers.feed_forward_chunk_count
         self._levers = Levers(**{**vars(levers), "attention_backend": backend})
         if not levers.stream_weights:
             self._end_stream()
-        if levers.offload_idle_parts:
-            return self._levers
-        for name in self._weights:
-            self._bring(name)
         return self._levers
+
+    def bring_all(self) -> None:
+        """Brings what the levers keep on the device between two clips; nothing, where idle parts are offloaded.
+
+        Raises:
+            RuntimeError, torch.OutOfMemoryError: there is no room; the layout is as it can be, and can be asked again.
+        """
+        if not self._levers.offload_idle_parts:
+            for name in self._weights:
+                self._bring(name)
+
+    def is_here(self, name: str) -> bool:
+        """Whether a part is on the device."""
+        return self._here[name]
 
     def clear_for(self, *names: str) -> None:
         """Takes idle parts off the device, where the levers say so; allocates nothing, so that it can't fail."""
@@ -127,10 +140,6 @@ class Layout:
         """Takes everything off the device."""
         self.park(*self._weights)
 
-    def bring_all(self) -> None:
-        """Brings back what the levers of the last clip keep on the device between two clips."""
-        self.arrange(self._levers)
-
     def upcast(self, name: str) -> torch.dtype:
         """Switches a part that is on the device to more precise arithmetic, until `restore`.
 
@@ -141,12 +150,8 @@ class Layout:
             torch.OutOfMemoryError: not even BF16 fits; the part is at home.
         """
         self.park(name)
-        self.changed.add(name)
-        try:
+        with contextlib.suppress(torch.OutOfMemoryError):
             self._move(name, torch.float32)
-        except torch.OutOfMemoryError:
-            self._go_home(name)
-        else:
             return torch.float32
         self._move(name, torch.bfloat16)
         return torch.bfloat16
@@ -166,10 +171,16 @@ class Layout:
         self.changed.clear()
 
     def _move(self, name: str, dtype: torch.dtype) -> None:
-        for module in self._modules[name]:
-            # torch's own method: that of diffusers warns, at every call, of parts to be kept in FP32.
-            torch.nn.Module.to(module, self.device, dtype)
+        """Has a part on the device in another arithmetic; all of it or, where that fails, nothing."""
+        try:
+            for module in self._modules[name]:
+                # torch's own method: that of diffusers warns, at every call, of parts to be kept in FP32.
+                torch.nn.Module.to(module, self.device, dtype)
+        except BaseException:
+            self._go_home(name)
+            raise
         self._here[name] = True
+        self.changed.add(name)
 
     def _go_home(self, name: str) -> None:
         for weights in self._weights[name]:
@@ -189,23 +200,29 @@ class Layout:
         return size - sum(each.size_bytes for each in self._weights[UNET][1:]) + self._stream.size_bytes
 
     def _bring(self, name: str) -> None:
-        weights = self._weights[name]
+        """Has a part on the device, as it was loaded; all of it or, where that fails, nothing."""
         # The weights that are streamed are as they were loaded: one that works in another arithmetic stays whole.
-        if name == UNET and self._levers.stream_weights and UNET not in self.changed:
-            if self._stream is None:
-                self.park(UNET)
-                for each in weights:  # also of a model that was never on the device
-                    self._keep(each)
+        streamed = name == UNET and self._levers.stream_weights and UNET not in self.changed
+        if self._here[name] and (not streamed or self._stream is not None):
+            return
+        if streamed:
+            self.park(UNET)
+        weights = self._weights[name]
+        try:
+            for each in weights:
+                self._keep(each)
+                if streamed:  # also of a model that was never on the device
                     each.park()
+                else:
+                    each.load(self.device)
+            if streamed:
                 weights[0].load(self.device)
                 self._stream = WeightStream(self.blocks, weights[1:], self.device)
-                self._here[UNET] = True
-            return
-        if self._here[name]:
-            return
-        for each in weights:
-            self._keep(each)
-            each.load(self.device)
+        except BaseException:
+            for each in weights:
+                if each.kept:
+                    each.park()
+            raise
         self._here[name] = True
 
     def _end_stream(self) -> None:
@@ -222,9 +239,6 @@ class Layout:
             return
         try:
             weights.keep(pinned=self.device.type == "cuda")
-        except PinError as error:  # the system pins no more memory: slower, and right
+        except PinError as error:  # slower, and right
             _logger.warning("not_pinned", extra={"reason": str(error), "size_bytes": weights.size_bytes})
-            with contextlib.suppress(RuntimeError):
-                # The driver keeps the refusal as its last error, and a library would take it for its own.
-                torch.zeros(1, device=self.device)
             weights.keep(pinned=False)

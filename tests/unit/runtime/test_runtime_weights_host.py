@@ -16,7 +16,8 @@ from torch import Tensor, nn  # noqa: E402
 from torch.testing._internal.two_tensor import TwoTensor  # noqa: E402
 
 import halfreel_runtime.host_arena  # noqa: E402
-from halfreel_runtime.host_arena import HostArena  # noqa: E402
+from halfreel_runtime.host_arena import HostArena, PinError  # noqa: E402
+from halfreel_runtime.host_memory import HostMemory  # noqa: E402
 from halfreel_runtime.memory_cpu import CpuMemorySource  # noqa: E402
 from halfreel_runtime.weights_host import HostedWeights  # noqa: E402
 
@@ -268,3 +269,49 @@ def test_an_arena_is_handed_out_in_pieces_that_cross_no_border(monkeypatch: pyte
     whole = torch.cat([piece for _, piece in arena.pieces(0, 1000)])
     assert torch.equal(whole[150:350], torch.arange(200).to(torch.uint8))
     assert whole.sum() == torch.arange(200).sum()
+
+
+class Driver:
+    """A driver that locks so many pieces, and what torch was asked for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, piece_count: int) -> None:
+        self.done: list[str] = []
+        self.piece_count = piece_count
+        monkeypatch.setattr(torch.cuda, "cudart", lambda: self)
+        monkeypatch.setattr(torch, "zeros", self.launch)
+
+    def cudaHostRegister(self, address: int, size_bytes: int, flags: int) -> int:
+        self.done.append("lock")
+        return 0 if self.done.count("lock") <= self.piece_count else 2
+
+    def cudaHostUnregister(self, address: int) -> int:
+        self.done.append("unlock")
+        return 0
+
+    def launch(self, size: int, *, device: str) -> Tensor:
+        self.done.append(f"launch on {device}")
+        raise torch.AcceleratorError("CUDA error: out of memory")  # of the refusal, which is forgotten by this
+
+
+def test_a_refusal_of_the_driver_is_no_error_of_whoever_comes_next(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(halfreel_runtime.host_arena, "PIECE_BYTES", 4096)
+    driver = Driver(monkeypatch, 2)
+    with pytest.raises(PinError, match="cudaHostRegister of 4096 bytes: error 2"):
+        HostArena(5 * 4096, pinned=True)
+    assert driver.done == ["lock", "lock", "lock", "unlock", "unlock", "launch on cuda"]
+    weights = HostedWeights([network], CPU)
+    weights._pin(5 * 4096)
+    assert weights.place == "reload"
+
+
+def test_a_host_with_too_little_memory_is_not_asked_to_pin(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver(monkeypatch, 99)
+    monkeypatch.setattr(halfreel_runtime.host_arena, "host_memory", lambda: HostMemory(8 * 2**30, 2 * 2**30 + 4095))
+    with pytest.raises(PinError, match="pinning 4096 must leave 2147483648"):
+        HostArena(4096, pinned=True)
+    assert driver.done == []
+    arena = HostArena(4095, pinned=True)
+    arena.close()
+    assert driver.done == ["lock", "unlock"]
