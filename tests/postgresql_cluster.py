@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+import psycopg
+from ports import free_port
 
 # Runs a program as another user, in a process of its own: subprocess's `user` forks this one, gRPC's threads and all.
 _BECOME = """
@@ -30,6 +32,7 @@ class Cluster:
 
     def __init__(self, programs: Path) -> None:
         self._programs = programs
+        self._database_count = 0
         self._user: str | None = None
         if os.geteuid() == 0:
             names = {entry.pw_name for entry in pwd.getpwall()}
@@ -37,14 +40,20 @@ class Cluster:
         self.folder = Path(tempfile.mkdtemp(prefix="halfreel-pg-", dir="/tmp"))
         if self._user is not None:
             shutil.chown(self.folder, self._user)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = int(probe.getsockname()[1])
+        self._port = free_port()
         self.run("initdb", "-D", str(self._data), "-U", "halfreel", "-A", "trust", "--no-sync")
         self.start()
 
     def url(self, database: str = "postgres") -> str:
         return f"postgresql://halfreel@127.0.0.1:{self._port}/{database}"
+
+    def new_database(self) -> str:
+        """The URL of an empty database."""
+        self._database_count += 1
+        name = f"own_{self._database_count}"
+        with psycopg.connect(self.url(), autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name}")
+        return self.url(name)
 
     def start(self) -> None:
         options = f"-p {self._port} -c listen_addresses=127.0.0.1 -k {self.folder}"

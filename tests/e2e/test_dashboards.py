@@ -24,6 +24,7 @@ import grpc
 import pytest
 import yaml
 from fake_nvml import GPU_FIGURES, gpu_registry
+from ports import free_port
 from prometheus_client import Metric, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -168,7 +169,7 @@ def loaded(stack: Any) -> pb.Film:
 def prometheus(stack: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     with gpu_stand_in() as gpu_port:
         targets = [f"127.0.0.1:{port}" for port in (*stack.metrics_ports.values(), gpu_port)]
-        prometheus = Prometheus(tmp_path_factory.mktemp("prometheus"), stack.free_port(), targets)
+        prometheus = Prometheus(tmp_path_factory.mktemp("prometheus"), free_port(), targets)
         try:
             prometheus.wait_scraped()  # before the load: a counter's growth shows between two readings
             film = load(stack)
