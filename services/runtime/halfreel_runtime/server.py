@@ -32,6 +32,7 @@ from halfreel_runtime.exposure import ListenError, Protection, protection_for
 from halfreel_runtime.metrics import ServerMetrics
 from halfreel_runtime.metrics_http import MetricsEndpoint
 from halfreel_runtime.server_settings import ServerSettings
+from halfreel_runtime.tracing import stop_tracing
 
 _logger = logging.getLogger(__name__)
 
@@ -125,6 +126,7 @@ class Server:
         """Runs the server, and ends the process even where a thread hangs on its device."""
         code = asyncio.run(self._run_to_the_end())
         closed = [engine.close() for engine in self._engines]
+        stop_tracing()
         logging.shutdown()
         if not all(closed):
             os._exit(code)  # an interpreter that shuts down under a running CUDA call may crash or hang
@@ -133,6 +135,7 @@ class Server:
     async def _run_to_the_end(self) -> int:
         code = await self.run()
         if self._dead:  # its thread may hang, and so may others that wait for it
+            stop_tracing()
             logging.shutdown()
             os._exit(code)
         return code

@@ -6,7 +6,6 @@ module that imports OpenTelemetry. It does not know what is traced.
 
 from __future__ import annotations
 
-import atexit
 import logging
 import threading
 from collections import deque
@@ -67,7 +66,6 @@ class SpanSender:
         )
         provider.add_span_processor(self._queue)
         self._tracer = provider.get_tracer("halfreel")
-        atexit.register(self.close)
 
     @property
     def sent(self) -> int:
@@ -103,7 +101,6 @@ class SpanSender:
 
     def close(self) -> None:
         """Sends what is left for at most two seconds; safe to call twice."""
-        atexit.unregister(self.close)
         self._queue.close()
 
 

@@ -20,6 +20,7 @@ from halfreel.llm.v1 import llm_pb2_grpc
 from halfreel_runtime import tracing
 from halfreel_runtime.logs import JsonFormatter
 from halfreel_runtime.propagation import _told
+from halfreel_runtime.server import Server
 from halfreel_runtime.settings import ModelServerSettings
 from halfreel_runtime.trace_sender import MAX_WAITING_COUNT, SpanSender
 from halfreel_runtime.tracing import TraceContext, joined, parse_traceparent, record_span, span, trace_var
@@ -191,6 +192,18 @@ async def test_a_collector_that_is_away_costs_no_call_its_time_and_spans_are_cou
     assert time.monotonic() - began < 5
     assert tracing.span_counts() == {"sent": 0, "dropped": 0}
     assert after < 3 * before + 0.5
+
+
+def test_a_servers_last_spans_are_sent(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def served(_: Server) -> int:
+        with span("last"):
+            return 0
+
+    monkeypatch.setattr(Server, "run", served)
+    monkeypatch.setattr(logging, "shutdown", lambda: None)  # the test's own go on
+    with pytest.raises(SystemExit):
+        small_server(ModelServerSettings())[0].main()
+    assert len(collector.named("last")) == 1
 
 
 def test_more_spans_than_a_collector_takes_are_dropped_and_counted() -> None:
