@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from postgresql_cluster import Cluster
 
 NODE_PACKAGES = Path(__file__).parent / "e2e" / "node" / "node_modules"
 
@@ -59,3 +61,11 @@ def postgresql_programs() -> Path:
     folder = postgresql_binaries()
     assert folder is not None
     return folder
+
+
+@pytest.fixture(scope="session")
+def postgresql_cluster(postgresql_programs: Path) -> Iterator[Cluster]:
+    """One cluster for all tests that leave it running; each takes a database of its own."""
+    cluster = Cluster(postgresql_programs)
+    yield cluster
+    cluster.remove()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 
 import sqlalchemy as sa
 
@@ -17,6 +18,7 @@ from halfreel_gateway.announcer import Announcer
 from halfreel_gateway.artifacts import Artifacts
 from halfreel_gateway.channels import balanced_channel
 from halfreel_gateway.database import Database, database_url
+from halfreel_gateway.failures import is_database_away
 from halfreel_gateway.film_traces import FilmTraces
 from halfreel_gateway.follower import ScriptFollower
 from halfreel_gateway.heartbeat import Heartbeat
@@ -39,7 +41,7 @@ from halfreel_runtime.logs import configure_logs
 from halfreel_runtime.metrics import ServerMetrics
 from halfreel_runtime.server import Server
 from halfreel_runtime.settings import load_settings
-from halfreel_runtime.tracing import start_tracing
+from halfreel_runtime.tracing import start_tracing, stop_tracing
 
 GATEWAY_SERVICE = "halfreel.gateway.v1.GatewayService"
 EXIT_USAGE = 2
@@ -54,21 +56,26 @@ def main() -> None:
     settings = load_settings(GatewaySettings, SERVICE, sys.argv[1:])
     configure_logs(settings.log_level, SERVICE)
     start_tracing(settings.trace_endpoint, SERVICE)
-    try:
-        code = _run(settings)
-    except (OSError, ValueError, DbosEnvironmentError) as error:
-        code = _not_started(str(error))
-    except sa.exc.DBAPIError as error:
-        code = _not_started(f"the database can't be opened: {error.orig}")
-        if settings.database_url and isinstance(error, sa.exc.OperationalError):
-            code = EXIT_DATABASE_AWAY
+    with contextlib.ExitStack() as to_stop:
+        to_stop.callback(stop_tracing)
+        try:
+            serve = _start(settings, to_stop)
+        except (OSError, ValueError, DbosEnvironmentError) as error:
+            code = _not_started(str(error))
+        except sa.exc.DBAPIError as error:
+            code = _not_started(f"the database can't be opened: {error.orig}")
+            if settings.database_url and is_database_away(error):
+                code = EXIT_DATABASE_AWAY
+        else:
+            code = asyncio.run(serve())
     sys.exit(code)
 
 
-def _run(settings: GatewaySettings) -> int:
+def _start(settings: GatewaySettings, to_stop: contextlib.ExitStack) -> Callable[[], Coroutine[None, None, int]]:
+    """Starts all but the server, which the result runs; what is to be stopped is put on `to_stop`, the first last."""
     data_dir = settings.data_dir.expanduser()
     data_dir.mkdir(parents=True, exist_ok=True, mode=0o750)
-    lock = folder_lock.take(data_dir, settings.executor_id)
+    to_stop.callback(os.close, folder_lock.take(data_dir, settings.executor_id))
 
     metrics = ServerMetrics(SERVICE, None, None)
     film_metrics = FilmMetrics(metrics.registry)
@@ -91,6 +98,7 @@ def _run(settings: GatewaySettings) -> int:
 
     url = database_url(settings.database_url, data_dir)
     database = Database(url)
+    to_stop.callback(database.close)
     with database.writing() as connection:
         migrations.migrate(connection)
     store = FilmStore(database, publish, settings.max_active_film_count)
@@ -102,6 +110,8 @@ def _run(settings: GatewaySettings) -> int:
     access = model_access(settings)
     llm = balanced_channel(settings.llm_addresses, LLM_SERVICE, access)
     video = balanced_channel(settings.video_addresses, VIDEO_SERVICE, access)
+    to_stop.callback(llm.close)
+    to_stop.callback(video.close)
     models = Models(llm, video)
     announcer = Announcer(hub, store, running)
     memory = ServersMemory(settings.llm_addresses, settings.video_addresses, access)
@@ -137,25 +147,18 @@ def _run(settings: GatewaySettings) -> int:
         artifacts.sweep_temporary(executor_id)
         return jobs.take_over(executor_id)
 
-    heartbeat = Heartbeat(database, settings.executor_id, take_over) if database.is_shared else None
-    running.start(store.positions)
-    if heartbeat is not None:
+    # They stop from the last to the first: steps end; nothing is begun or taken over any more; then others hear of it.
+    if database.is_shared:
+        heartbeat = Heartbeat(database, settings.executor_id, take_over)
         heartbeat.start()
+        to_stop.callback(heartbeat.stop)
+    to_stop.callback(jobs.close)
+    if database.is_shared:
+        to_stop.callback(heartbeat.stop_looking)
+    running.start(store.positions)
+    to_stop.callback(running.stop)
     jobs.launch(settings.scene_concurrency or asyncio.run(memory.video_server_count()))
-    try:
-        return asyncio.run(serve())
-    finally:
-        running.stop()
-        # Nothing is begun any more when others hear that they may go on with it.
-        if heartbeat is not None:
-            heartbeat.stop_looking()
-        jobs.close()
-        if heartbeat is not None:
-            heartbeat.stop()
-        llm.close()
-        video.close()
-        database.close()
-        os.close(lock)
+    return serve
 
 
 def _not_started(reason: str) -> int:

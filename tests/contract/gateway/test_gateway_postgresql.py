@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import pwd
-import shutil
-import socket
-import subprocess
-import sys
-import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from gateway_doubles import Serving
 from gateway_process import Gateway
+from postgresql_cluster import Cluster
 
 from halfreel.gateway.v1 import gateway_pb2 as pb
 
@@ -24,53 +17,16 @@ pytestmark = pytest.mark.postgresql
 
 TAKEN_OVER_WITHIN_S = 30
 
-# Runs a program as another user, in a process of its own: subprocess's `user` forks this one, gRPC's threads and all.
-BECOME = """
-import os, pwd, sys
-entry = pwd.getpwnam(sys.argv[1])
-os.setgroups([]), os.setgid(entry.pw_gid), os.setuid(entry.pw_uid)
-os.execv(sys.argv[2], sys.argv[2:])
-"""
-
-
-@pytest.fixture(scope="module")
-def postgresql(postgresql_programs: Path) -> Iterator[str]:
-    """A cluster of our own, which refuses to run as root: its user is then `postgres`, or `nobody`."""
-    as_root = os.geteuid() == 0
-    names = {entry.pw_name for entry in pwd.getpwall()}
-    user = ("postgres" if "postgres" in names else "nobody") if as_root else None
-    folder = Path(tempfile.mkdtemp(prefix="halfreel-pg-", dir="/tmp"))
-    if user is not None:
-        shutil.chown(folder, user)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-
-    def run(program: str, *arguments: str) -> None:
-        command = [str(postgresql_programs / program), *arguments]
-        if user is not None:
-            command = [sys.executable, "-c", BECOME, user, *command]
-        subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL, timeout=60)
-
-    data = str(folder / "data")
-    run("initdb", "-D", data, "-U", "halfreel", "-A", "trust", "--no-sync")
-    options = f"-p {port} -c listen_addresses=127.0.0.1 -k {folder}"
-    run("pg_ctl", "-D", data, "-w", "-o", options, "-l", str(folder / "log"), "start")
-    try:
-        yield f"postgresql://halfreel@127.0.0.1:{port}/postgres"
-    finally:
-        run("pg_ctl", "-D", data, "-m", "immediate", "stop")
-        shutil.rmtree(folder, ignore_errors=True)
-
 
 @pytest.fixture(scope="module")
 def gateways(
-    postgresql: str, tmp_path_factory: pytest.TempPathFactory, llm: Serving, video: Serving
+    postgresql_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, llm: Serving, video: Serving
 ) -> Iterator[tuple[Gateway, Gateway]]:
     """Two gateways that share a database and a data folder."""
+    database_url = postgresql_cluster.new_database()
     one, other = (Gateway(tmp_path_factory.mktemp(name), [llm.address], [video.address]) for name in ("one", "other"))
     for gateway, name in ((one, "one"), (other, "other")):
-        gateway.settings |= {"database_url": postgresql, "data_dir": one.data_dir, "executor_id": name}
+        gateway.settings |= {"database_url": database_url, "data_dir": one.data_dir, "executor_id": name}
         gateway.start()
     yield one, other
     for gateway in (one, other):

@@ -98,15 +98,13 @@ def test_a_question_to_servers_ends_with_the_loop() -> None:
     assert memory.resident_together() is False, "the loop is closed"
 
 
-@pytest.fixture(scope="module")
-def shared(postgresql_programs: Path) -> Iterator[Database]:
-    cluster = Cluster(postgresql_programs)
-    database = Database(database_url(cluster.url(), Path()))
+@pytest.fixture
+def shared(postgresql_cluster: Cluster) -> Iterator[Database]:
+    database = Database(database_url(postgresql_cluster.new_database(), Path()))
     with database.writing() as connection:
         migrate(connection)
     yield database
     database.close()
-    cluster.remove()
 
 
 @pytest.mark.postgresql
