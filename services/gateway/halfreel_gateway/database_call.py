@@ -11,6 +11,7 @@ from typing import ParamSpec, TypeVar
 
 import sqlalchemy as sa
 
+from halfreel_gateway.failures import is_database_away
 from halfreel_runtime.errors import Unavailable
 
 P = ParamSpec("P")
@@ -27,7 +28,9 @@ async def in_database(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -
     """
     try:
         return await asyncio.to_thread(call, *args, **kwargs)
-    except sa.exc.OperationalError as error:
+    except sa.exc.SQLAlchemyError as error:
+        if not is_database_away(error):
+            raise
         raise Unavailable(
             "The gateway's database does not answer; films in the making wait for it. Ask again.",
             reason="DATABASE_UNAVAILABLE",

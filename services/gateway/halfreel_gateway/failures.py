@@ -6,6 +6,7 @@ It does not know gRPC calls or the database: others raise what is named here, an
 from __future__ import annotations
 
 import errno
+import sqlite3
 from collections.abc import Mapping
 
 import grpc
@@ -72,3 +73,17 @@ def is_disk_full(error: BaseException) -> bool:
     if isinstance(error, sa.exc.DBAPIError):
         return any(text in str(error.orig).lower() for text in _NO_ROOM_TEXTS)
     return False
+
+
+def is_database_away(error: BaseException) -> bool:
+    """Whether the database can't be reached or can't answer now, so that the same may succeed later.
+
+    An answer that says that what was asked is wrong (a table that is missing, a row that may not be) is none of these.
+    """
+    if isinstance(error, sa.exc.TimeoutError):  # all connections wait for it
+        return True
+    if not isinstance(error, sa.exc.DBAPIError):
+        return False
+    # SQLite's driver tells a mistake in what was asked as an OperationalError, too.
+    mistaken = getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR
+    return error.connection_invalidated or (isinstance(error, sa.exc.OperationalError) and not mistaken)

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import grpc
-import sqlalchemy as sa
 
 from halfreel_gateway.artifacts import Artifacts
 from halfreel_gateway.failures import (
@@ -19,6 +18,7 @@ from halfreel_gateway.failures import (
     FilmEndedError,
     FilmFailedError,
     disk_full_failure,
+    is_database_away,
     is_disk_full,
 )
 from halfreel_gateway.film_traces import FilmTraces
@@ -114,15 +114,21 @@ class Production:
         )
 
     def fail(self, film_id: str, failure: FilmFailedError, scene: int | None = None) -> None:
-        """Ends the film as failed, unless it has ended; keeps trying while the database can't store that."""
+        """Ends the film as failed, unless it has ended; keeps trying while the database is away or its disk is full.
+
+        Raises:
+            sqlalchemy.exc.DBAPIError: the database refuses to store that, and always will.
+        """
         while True:
             try:
                 with self._store.change(film_id) as change:
                     change.fail(failure.error, scene)
             except FilmEndedError:
                 return
-            except sa.exc.DBAPIError:
+            except Exception as error:
                 _logger.exception("failure_not_stored", extra={"film_id": film_id})
+                if not is_database_away(error) and not is_disk_full(error):
+                    raise
                 self._rest(film_id)
             else:
                 _logger.warning(
@@ -156,7 +162,7 @@ class Production:
             except Exception as error:
                 if is_disk_full(error):
                     failure = disk_full_failure(-1, self._artifacts.free_bytes())
-                elif isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError):
+                elif is_database_away(error):
                     _logger.exception("database_failed", extra={"film_id": film_id})
                     self._rest(film_id)
                     continue
