@@ -1,6 +1,6 @@
-"""Keeps a store as this version of the gateway leaves it when it is killed, for tests/deploy/test_upgrade.py.
+"""Keeps a store as this version of the gateway leaves it when it is killed, for the tests of upgrades.
 
-    python tests/make_store.py tests/deploy/stores/NAME
+    python tests/make_store.py tests/stores/NAME
 
 Run it before the workflow or the tables change; NAME is the workflow's version. The store holds a film that is done,
 one whose first clip is rendered, and one whose script is being written, in SQLite and in PostgreSQL, as SQL text.

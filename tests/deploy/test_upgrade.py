@@ -21,7 +21,7 @@ from postgresql_cluster import Cluster
 
 from halfreel.gateway.v1 import gateway_pb2 as pb
 
-STORES = ROOT / "tests" / "deploy" / "stores"
+STORES = ROOT / "tests" / "stores"
 
 
 @pytest.fixture(params=sorted(path.name for path in STORES.iterdir()))

@@ -1,7 +1,7 @@
 """A gateway takes over the store of the version before, with a film in the making; it refuses that of a newer one.
 
-store_1 is what a gateway of workflow version films-1 left when it was killed: one film that is done, and one of three
-scenes, of which the first is rendered and the second was at work.
+The store is what a gateway of workflow version films-1 left when it was killed (tests/make_store.py). The tests of
+deployments take it over on PostgreSQL, too.
 """
 
 from __future__ import annotations
@@ -17,27 +17,28 @@ from gateway_process import Gateway
 
 from halfreel.gateway.v1 import gateway_pb2 as pb
 
-STORE_1 = Path(__file__).parent / "store_1"
+STORE = Path(__file__).parents[2] / "stores" / "films-1"
 
 
 def test_a_film_in_the_making_is_taken_over(own_gateway: Gateway, video: Serving) -> None:
-    shutil.copytree(STORE_1 / "clips", own_gateway.data_dir / "clips")
+    video.double.crf = "40"
+    shutil.copytree(STORE / "sqlite", own_gateway.data_dir)
     left = own_gateway.data_dir / "clips" / ".gateway-0123456789abcdef.part"
     left.write_bytes(b"half a clip")
     database = sqlite3.connect(own_gateway.data_dir / "gateway.sqlite")
-    database.executescript((STORE_1 / "gateway.sql").read_text())
+    database.executescript((STORE / "sqlite.sql").read_text())
     database.close()
     own_gateway.start()
     films = {film.request_id: film for film in own_gateway.stub.ListFilms(pb.ListFilmsRequest(), timeout=10).films}
-    assert films["old-done"].state == pb.Film.STATE_SUCCEEDED
-    ended = own_gateway.ended(films["old-at-work"].film_id)
-    assert [scene.attempt_count for scene in ended.scenes] == [1, 2, 1]
-    assert len(video.double.behaviours.requests) == 2
+    assert films["finished"].state == pb.Film.STATE_SUCCEEDED
+    ended = own_gateway.ended(films["rendering"].film_id)
+    own_gateway.ended(films["writing"].film_id)
+    assert [scene.attempt_count for scene in ended.scenes] == [1, 2]
+    assert len(video.double.behaviours.requests) == 3, "the second scene of the one, and both of the other"
     assert not left.exists()
     numbers = [event.sequence_number for event in own_gateway.watch(ended.film_id, 0)][1:]
     assert numbers == list(range(1, len(numbers) + 1))
-    undisturbed = own_gateway.create(ended.idea, scene_count=3, seed=2)
-    assert own_gateway.ended(undisturbed.film_id).video.sha256 == ended.video.sha256
+    assert ended.video.sha256 == films["finished"].video.sha256, "the same seed, before and after"
 
 
 def test_the_store_of_a_newer_gateway_is_refused(own_gateway: Gateway) -> None:
