@@ -6,12 +6,14 @@ import json
 
 import grpc
 
-from halfreel_client.credentials import (
-    AioStreamTokenInterceptor,
-    AioUnaryTokenInterceptor,
-    Credentials,
-    TokenInterceptor,
+from halfreel_client.call_metadata import (
+    AioStreamMetadataInterceptor,
+    AioUnaryMetadataInterceptor,
+    MetadataInterceptor,
+    Source,
 )
+from halfreel_client.caller_trace import caller_trace
+from halfreel_client.credentials import Credentials
 
 DEFAULT_ADDRESS = "127.0.0.1:7600"
 DEFAULT_LLM_ADDRESS = "127.0.0.1:7601"
@@ -66,11 +68,11 @@ def open_channel(address: str, credentials: Credentials | None = None) -> grpc.C
         CredentialsError: the credentials do not go together, or can't be read.
     """
     own = credentials or Credentials()
-    tls, token = own.channel_credentials(), own.token(address)
+    tls, sources = own.channel_credentials(), _sources(own, address)
     channel = (
         grpc.secure_channel(address, tls, options=OPTIONS) if tls else grpc.insecure_channel(address, options=OPTIONS)
     )
-    return grpc.intercept_channel(channel, TokenInterceptor(token)) if token else channel
+    return grpc.intercept_channel(channel, MetadataInterceptor(sources))
 
 
 def open_aio_channel(address: str, credentials: Credentials | None = None) -> grpc.aio.Channel:
@@ -80,8 +82,14 @@ def open_aio_channel(address: str, credentials: Credentials | None = None) -> gr
         CredentialsError: the credentials do not go together, or can't be read.
     """
     own = credentials or Credentials()
-    tls, token = own.channel_credentials(), own.token(address)
-    interceptors = [AioUnaryTokenInterceptor(token), AioStreamTokenInterceptor(token)] if token else []
+    tls, sources = own.channel_credentials(), _sources(own, address)
+    interceptors = [AioUnaryMetadataInterceptor(sources), AioStreamMetadataInterceptor(sources)]
     if tls:
         return grpc.aio.secure_channel(address, tls, options=OPTIONS, interceptors=interceptors)
     return grpc.aio.insecure_channel(address, options=OPTIONS, interceptors=interceptors)
+
+
+def _sources(credentials: Credentials, address: str) -> list[Source]:
+    """What every call says beside its request."""
+    token = credentials.token(address)
+    return [caller_trace, token.authorization] if token else [caller_trace]

@@ -11,7 +11,7 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import grpc
 
@@ -88,15 +88,14 @@ class Token:
         self._path = path
         self._seen, self._authorization = self._read()
 
-    @property
-    def authorization(self) -> tuple[str, str]:
+    def authorization(self) -> tuple[tuple[str, str]]:
         """The metadata of a call; read again if the file was replaced by another that can be read."""
         try:
             if self._path.stat().st_mtime_ns != self._seen:
                 self._seen, self._authorization = self._read()
         except (OSError, CredentialsError):
             pass  # the server tells whether the last one is still good
-        return ("authorization", self._authorization)
+        return (("authorization", self._authorization),)
 
     def _read(self) -> tuple[int, str]:
         try:
@@ -109,48 +108,6 @@ class Token:
         if not re.fullmatch(r"[\x21-\x7e]{1,1000}", text):
             raise CredentialsError(f"token_file {self._path} must hold a token and nothing else")
         return status.st_mtime_ns, f"Bearer {text}"
-
-
-class TokenInterceptor(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):
-    """Puts the token on the calls of a blocking channel."""
-
-    def __init__(self, token: Token) -> None:
-        self._token = token
-
-    def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        """The call, with the token."""
-        return continuation(_signed(client_call_details, self._token), request)
-
-    def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        """The call, with the token."""
-        return continuation(_signed(client_call_details, self._token), request)
-
-
-class AioUnaryTokenInterceptor(grpc.aio.UnaryUnaryClientInterceptor):
-    """Puts the token on an asyncio channel's calls that have one answer."""
-
-    def __init__(self, token: Token) -> None:
-        self._token = token
-
-    async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        """The call, with the token."""
-        return await continuation(_signed(client_call_details, self._token), request)
-
-
-class AioStreamTokenInterceptor(grpc.aio.UnaryStreamClientInterceptor):
-    """Puts the token on an asyncio channel's calls that have many; gRPC takes one class for each kind."""
-
-    def __init__(self, token: Token) -> None:
-        self._token = token
-
-    async def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        """The call, with the token."""
-        return await continuation(_signed(client_call_details, self._token), request)
-
-
-def _signed(details: Any, token: Token) -> Any:
-    """The details of a call, which are a named tuple in both kinds of channel, with the token among its metadata."""
-    return details._replace(metadata=grpc.aio.Metadata(*(details.metadata or ()), token.authorization))
 
 
 def _is_loopback(address: str) -> bool:

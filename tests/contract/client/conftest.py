@@ -43,7 +43,8 @@ class Gateway(gateway_pb2_grpc.GatewayServiceServicer):
 
     pace_s: seconds between two events. fail: the film's end is this error. hold_at: no event after this many stored
     ones until `go_on` is set. break_video_at: the next ReadVideo ends there with UNAVAILABLE. corrupt: wrong bytes.
-    unavailable_count: so many CreateFilm are refused as loading, after the film was made.
+    unavailable_count: so many CreateFilm are refused as loading, after the film was made. `traces`: what the calls to
+    create and to watch said of the trace they are part of.
     """
 
     def __init__(self) -> None:
@@ -58,6 +59,7 @@ class Gateway(gateway_pb2_grpc.GatewayServiceServicer):
         self.creates: list[pb.CreateFilmRequest] = []
         self.watches: list[pb.WatchFilmRequest] = []
         self.reads: list[int] = []
+        self.traces: list[str | None] = []
         self.films: dict[str, pb.Film] = {}
         self.logs: dict[str, list[pb.WatchFilmResponse]] = {}
         self.changed = threading.Condition()
@@ -79,6 +81,7 @@ class Gateway(gateway_pb2_grpc.GatewayServiceServicer):
 
     def CreateFilm(self, request: pb.CreateFilmRequest, context: Any) -> pb.CreateFilmResponse:
         self.creates.append(request)
+        self.traces.append(dict(context.invocation_metadata()).get("traceparent"))
         if not request.idea:
             description = "is empty; say what the film is to show in 1 to 2000 characters"
             refuse(context, errors.InvalidArgument(
@@ -114,6 +117,7 @@ class Gateway(gateway_pb2_grpc.GatewayServiceServicer):
 
     def WatchFilm(self, request: pb.WatchFilmRequest, context: Any) -> Iterator[pb.WatchFilmResponse]:
         self.watches.append(request)
+        self.traces.append(dict(context.invocation_metadata()).get("traceparent"))
         film, log = self.find(request.film_id, context), self.logs[request.film_id]
         with self.changed:
             position = len(log)

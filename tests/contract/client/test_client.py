@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 import pytest
+from opentelemetry import trace
 
 from halfreel_client import (
     AlreadyExists,
@@ -60,6 +61,18 @@ def test_a_film_from_idea_to_file(gateway: Gateway, tmp_path: Path) -> None:
     assert film.scenes[0].phase_peaks[0].peak.reserved_bytes == 2 << 30
     assert path.read_bytes() == VIDEO
     assert [entry.name for entry in tmp_path.iterdir()] == ["film.mp4"]
+
+
+async def test_calls_are_part_of_the_trace_they_are_made_in(gateway: Gateway) -> None:
+    span = trace.NonRecordingSpan(trace.SpanContext(0xAB, 0xCD, is_remote=False, trace_flags=trace.TraceFlags(1)))
+    with Client(gateway.address) as client, trace.use_span(span):
+        list(client.watch(client.create_film("a red circle").film_id))
+    async with AsyncClient(gateway.address) as own:
+        with trace.use_span(span):
+            film = await own.create_film("a red circle")
+            [event async for event in own.watch(film.film_id)]
+        await own.create_film("in no span")
+    assert gateway.traces == 4 * [f"00-{0xAB:032x}-{0xCD:016x}-01"] + [None]
 
 
 async def test_a_film_from_idea_to_file_asyncio(gateway: Gateway, tmp_path: Path) -> None:

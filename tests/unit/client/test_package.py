@@ -21,7 +21,7 @@ from halfreel_client.supervisor import running, stack
 ROOT = Path(halfreel_client.__file__).parent
 
 
-def test_nothing_of_it_imports_torch() -> None:
+def test_nothing_of_it_imports_torch_or_opentelemetry() -> None:
     script = """
         import importlib, pkgutil, sys
         import halfreel_client
@@ -29,7 +29,9 @@ def test_nothing_of_it_imports_torch() -> None:
             if not module.name.endswith(".tether"):  # a program: it becomes another
                 importlib.import_module(module.name)
         heavy = {"torch", "transformers", "diffusers", "numpy", "halfreel_llm", "halfreel_video", "halfreel_runtime"}
-        print(sorted(heavy & set(sys.modules)))
+        with halfreel_client.Client("127.0.0.1:1") as client:
+            client.wait_reachable(0)
+        print(sorted((heavy | {"opentelemetry"}) & set(sys.modules)))
     """
     import textwrap
 

@@ -141,7 +141,7 @@ def test_on_this_machine_a_token_may_go_without_tls(keyring: Keyring, address: s
     token = keyring.add("anna", "read")
     signed = Credentials(token_file=keyring.file("anna")).token(address)
     assert signed is not None
-    assert signed.authorization == ("authorization", f"Bearer {token}")
+    assert signed.authorization() == (("authorization", f"Bearer {token}"),)
 
 
 @pytest.mark.parametrize(
