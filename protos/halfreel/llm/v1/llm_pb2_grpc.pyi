@@ -40,7 +40,8 @@ class LlmServiceStub:
 
     Errors: INVALID_ARGUMENT / INVALID_FIELD, PROMPT_TOO_LONG (metadata prompt_token_count, max_output_token_count,
     context_token_count), SCHEMA_INVALID or MALFORMED_MESSAGE; RESOURCE_EXHAUSTED / QUEUE_FULL (with RetryInfo),
-    OUT_OF_MEMORY or SLOW_READER; UNAVAILABLE / MODEL_LOADING, DRAINING or ENGINE_DEAD; INTERNAL / NAN_DETECTED or
+    PLAN_REFUSED (metadata needed_bytes, free_bytes and, where a shorter reply would fit,
+    suggested_max_output_token_count), OUT_OF_MEMORY or SLOW_READER; UNAVAILABLE / MODEL_LOADING, DRAINING or ENGINE_DEAD; INTERNAL / NAN_DETECTED or
     GRAMMAR_FAILED; DEADLINE_EXCEEDED; CANCELLED.
     """
     PlanMemory: _grpc.UnaryUnaryMultiCallable[_llm_pb2.PlanMemoryRequest, _llm_pb2.PlanMemoryResponse]
@@ -68,7 +69,8 @@ class LlmServiceAsyncStub(LlmServiceStub):
 
     Errors: INVALID_ARGUMENT / INVALID_FIELD, PROMPT_TOO_LONG (metadata prompt_token_count, max_output_token_count,
     context_token_count), SCHEMA_INVALID or MALFORMED_MESSAGE; RESOURCE_EXHAUSTED / QUEUE_FULL (with RetryInfo),
-    OUT_OF_MEMORY or SLOW_READER; UNAVAILABLE / MODEL_LOADING, DRAINING or ENGINE_DEAD; INTERNAL / NAN_DETECTED or
+    PLAN_REFUSED (metadata needed_bytes, free_bytes and, where a shorter reply would fit,
+    suggested_max_output_token_count), OUT_OF_MEMORY or SLOW_READER; UNAVAILABLE / MODEL_LOADING, DRAINING or ENGINE_DEAD; INTERNAL / NAN_DETECTED or
     GRAMMAR_FAILED; DEADLINE_EXCEEDED; CANCELLED.
     """
     PlanMemory: _aio.UnaryUnaryMultiCallable[_llm_pb2.PlanMemoryRequest, _llm_pb2.PlanMemoryResponse]  # type: ignore[assignment]
@@ -99,7 +101,8 @@ class LlmServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: INVALID_ARGUMENT / INVALID_FIELD, PROMPT_TOO_LONG (metadata prompt_token_count, max_output_token_count,
         context_token_count), SCHEMA_INVALID or MALFORMED_MESSAGE; RESOURCE_EXHAUSTED / QUEUE_FULL (with RetryInfo),
-        OUT_OF_MEMORY or SLOW_READER; UNAVAILABLE / MODEL_LOADING, DRAINING or ENGINE_DEAD; INTERNAL / NAN_DETECTED or
+        PLAN_REFUSED (metadata needed_bytes, free_bytes and, where a shorter reply would fit,
+        suggested_max_output_token_count), OUT_OF_MEMORY or SLOW_READER; UNAVAILABLE / MODEL_LOADING, DRAINING or ENGINE_DEAD; INTERNAL / NAN_DETECTED or
         GRAMMAR_FAILED; DEADLINE_EXCEEDED; CANCELLED.
         """
 
