@@ -31,7 +31,7 @@ WORD = " red"
 class NullRunner:
     """Picks the same token at once, or after a while. See `halfreel_llm.runner.Runner`."""
 
-    overlaps = mixes = checks = False
+    overlaps = mixes = False
     slot_count = 64
     reuse_tokens = 64
 

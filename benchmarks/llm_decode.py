@@ -119,7 +119,7 @@ class Engine:
     def step_ms(self, rows: int, steps: int, prompt: int, temperature: float = 0.0) -> float:
         """The mean time of a step, all prompts read before."""
         batch, readers = self.text_model.batch, [Reader() for _ in range(rows)]
-        with batch.session("bench"):
+        with batch.session():
             for number, reader in enumerate(readers):
                 batch.admit(self.request(rows * 1000 + number, prompt, steps + 60 + 2 * rows, temperature), reader)
             while any(place.reading for place in batch._places.values()):
@@ -139,7 +139,7 @@ class Engine:
         for number in range(6):
             reader = Reader()
             request = self.request(10**6 + 10 * prompt + number, prompt, 3)
-            with batch.session("bench"):
+            with batch.session():
                 began = time.perf_counter()
                 batch.admit(request, reader)
                 while reader.finished is None:
@@ -159,7 +159,7 @@ def profile(engine: Engine, rows: int) -> list[dict[str, Any]]:
     from torch.profiler import profile as profiler
 
     batch, readers, steps = engine.text_model.batch, [Reader() for _ in range(rows)], 5
-    with batch.session("profile"):
+    with batch.session():
         for number, reader in enumerate(readers):
             batch.admit(engine.request(10**7 + number, 64, 60 + rows), reader)
         while any(place.reading for place in batch._places.values()):

@@ -116,7 +116,7 @@ def ours(
     readers = [Reader() for _ in prompts]
     waiting = list(zip(prompts, readers, strict=True))[::-1]
     wanted = 1
-    with batch.session("quality"):
+    with batch.session():
         while waiting or batch.running_count:
             while waiting and batch.running_count < wanted:
                 prompt, reader = waiting.pop()

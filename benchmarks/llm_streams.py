@@ -73,7 +73,7 @@ def batch_tok_s(text_model: TextModel, prompt: tuple[int, ...], streams: int, to
     batch, readers = text_model.batch, [Reader() for _ in range(streams)]
     batch.forget()  # or the prompt would not be read again
     began = time.perf_counter()
-    with batch.session("streams"):
+    with batch.session():
         for seed, reader in enumerate(readers):
             batch.admit(TextRequest("s", prompt, tokens, SamplingSettings(0.9, 1.0, 0, seed)), reader)
         while batch.running_count:
@@ -94,12 +94,13 @@ async def scripts(text_model: TextModel, tokenizer: TextTokenizer, vocabulary_si
     limits = script.ScriptLimits(3, 1, 2)
     compiler = SchemaCompiler(tokenizer.grammar_tokenizer(vocabulary_size), tokenizer.reply_leads)
     figures: dict[str, Any] = {}
+    checker = text_model.batch._checker
     for name, checks, sampling in (
         ("greedy", True, SamplingSettings(0.0, 1.0, 0, 0)),
         ("greedy_without_guesses", False, SamplingSettings(0.0, 1.0, 0, 0)),
         ("sampled", True, SamplingSettings(0.8, 0.8, 0, 1)),
     ):
-        text_model.runner.checks = checks
+        text_model.batch._checker = checker if checks else None
         ends, began = [], time.perf_counter()
         for idea in IDEAS:
             chat = [Message("system", script.INSTRUCTION), Message("user", script.question(idea, 3))]

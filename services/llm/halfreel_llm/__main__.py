@@ -105,7 +105,7 @@ def make_server(settings: LlmSettings) -> Server:
         engine,
         watch_methods=WATCH_METHODS,
     )
-    sleeper.guess(guessed_bytes(settings))
+    sleeper.guess(guessed_bytes(settings, device))
     engine.start(prepare)
     return server
 

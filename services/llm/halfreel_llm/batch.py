@@ -12,20 +12,16 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import numpy as np
-from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
-
-from halfreel.gpu.v1 import gpu_pb2
 from halfreel_llm.place import Place, Reader
 from halfreel_llm.prefixes import Prefixes
 from halfreel_llm.reply import Reply, TextDelta, TextRequest
-from halfreel_llm.runner import Mask, Runner
+from halfreel_llm.runner import GuessChecker, Runner
 from halfreel_llm.sampling import NOT_FINITE, not_finite
 from halfreel_llm.tokenizer import TextTokenizer
 from halfreel_runtime.cancel import CancelToken
 from halfreel_runtime.errors import FatalError, HalfreelError
 from halfreel_runtime.failures import engine_error, release_frames
-from halfreel_runtime.memory import MemoryMonitor, RequestMemory
+from halfreel_runtime.memory import MemoryMonitor
 
 # A message costs the event loop some 100 us whatever it holds: so many replies may each send one so often that the loop
 # has half its time for others. Text that comes sooner waits for the next.
@@ -41,13 +37,13 @@ class Batch:
     def __init__(self, runner: Runner, tokenizer: TextTokenizer, vocabulary_size: int, memory: MemoryMonitor) -> None:
         """Takes who runs the network, and what its tokens mean."""
         self._runner = runner
+        self._checker = runner if isinstance(runner, GuessChecker) else None
         self._tokenizer = tokenizer
         self._vocabulary_size = vocabulary_size
         self._memory = memory
         self._places: dict[int, Place] = {}
         self._prefixes = Prefixes(runner.slot_count, runner.reuse_tokens)
         self._pending: list[tuple[Any, list[Place | None]]] = []
-        self._usage: RequestMemory | None = None
         self._phase: tuple[str, contextlib.ExitStack] | None = None
         self._step_count = 0
 
@@ -67,24 +63,37 @@ class Batch:
             self._prefixes.forget(slot)
 
     @contextlib.contextmanager
-    def session(self, name: str) -> Iterator[None]:
-        """Around a time in which replies are written; the peaks that they report are those of this time."""
-        with self._memory.request(name) as self._usage:
-            try:
-                yield
-            finally:
-                self._enter(None)
-                self._pending.clear()
-                self._places.clear()
+    def session(self) -> Iterator[None]:
+        """Around a time in which replies are written; whoever is not done at its end is forgotten."""
+        try:
+            yield
+        finally:
+            self._enter(None)
+            self._pending.clear()
+            for place in self._places.values():
+                place.memory.end()
+            self._places.clear()
 
     def admit(self, request: TextRequest, reader: Reader) -> None:
-        """Gives a slot to a request; one must be free."""
+        """Gives a slot to a request; one must be free. Where that fails, its reader hears of it, and nobody else.
+
+        Raises:
+            FatalError: The process is lost.
+        """
         source, slot, token_count = self._prefixes.choose(request.prompt_ids, set(self._places))
-        place = Place(request, reader, Reply(request, self._tokenizer), slot)
-        self._places[slot] = place
-        self._runner.begin(slot, request.sampling)
-        self._runner.reuse(source, slot, token_count)
+        memory = self._memory.begin_request(request.request_id)
+        try:
+            place = Place(request, reader, Reply(request, self._tokenizer), slot, memory)
+            self._runner.begin(slot, request.sampling)
+            self._runner.reuse(source, slot, token_count)
+        except Exception as error:
+            memory.end()
+            self._prefixes.forget(slot)
+            self._raise_if_fatal(error)
+            reader.end(None, error)
+            return
         place.held = place.reply.cached_prompt_count = token_count
+        self._places[slot] = place
 
     def step(self) -> None:
         """Moves every reply on by a token, or by a piece of its prompt.
@@ -96,7 +105,7 @@ class Batch:
             if place.reader.token.cancelled:
                 self._fail(place, _cancelled(place.reader.token))
             place.reader.token.beat()
-        read: Iterable[tuple[Any, Place]] = ()
+        read: Iterable[tuple[Any, Place]] = ()  # run no sooner than what was written has been picked from
         if self._runner.overlaps:  # the device works on while the host hears of the last step
             writing = self._writing()
             prompts = [place for place in self._places.values() if place.reading and not place.forced_only]
@@ -107,9 +116,8 @@ class Batch:
                 parts = self._write(writing)
             self._collect()
         else:
-            self._collect()
             writing = self._writing()
-            guessed = len(writing) == 1 and self._runner.checks and self._guess(writing[0])
+            guessed = len(writing) == 1 and self._guess(writing[0])
             parts = self._write([] if guessed else writing)
             prompts = [place for place in self._places.values() if place.reading and not place.forced_only]
         for logits, places in parts:
@@ -118,13 +126,31 @@ class Batch:
         forced = [place for place in self._places.values() if place.reading and place.forced_only]
         for logits, place in itertools.chain(read, self._read([*forced, *prompts[:1]])):
             self._pick(logits, [place], [place])
+        if not self._runner.overlaps:  # what was picked is there: its text need not wait for another step
+            self._collect()
         self._hand_over()
 
     # The parts of a step.
 
     def _pick(self, logits: Any, places: list[Place], wanting: list[Place | None]) -> None:
-        masks = {place.slot: mask for place in wanting if place and (mask := self._mask(place)) is not None}
-        self._pending.append((self._runner.pick(logits, [place.slot for place in places], masks), wanting))
+        """Has the next tokens picked, each reply's by its own mask; one whose mask fails ends without the others."""
+        masks = {}
+        for place in filter(None, wanting):
+            try:
+                mask = place.mask(self._vocabulary_size)
+            except Exception as error:
+                self._fail(place, error)
+                continue
+            if mask is not None:
+                masks[place.slot] = mask
+        wanting = [None if place is None or place.ended else place for place in wanting]
+        try:
+            picked = self._runner.pick(logits, [place.slot for place in places], masks)
+        except Exception as error:
+            for each in filter(None, wanting):
+                self._fail(each, error)
+            return
+        self._pending.append((picked, wanting))
         for each in filter(None, wanting):
             each.open_picks += 1
 
@@ -162,33 +188,22 @@ class Batch:
 
         What is taken is what the model picks: the guessed tokens as far as it picks the same, and one more.
         """
-        reply, matcher = place.reply, place.request.matcher
-        guess = place.lookup.guess(place.token_ids, place.request.max_output_tokens - reply.token_count - 1)
-        masks = [self._mask(place)]
-        if matcher is not None:
-            consumed = 0
-            for token_id in guess:
-                if matcher.try_consume_tokens([token_id]) != 1:
-                    break
-                consumed += 1
-                if matcher.is_stopped():  # nothing can follow, so nothing is to be picked after it
-                    break
-                masks.append(self._mask(place))
-            matcher.rollback(consumed)
-            guess = guess[: len(masks) - 1]
-        if not guess:
+        checker, reply = self._checker, place.reply
+        if checker is None:
             return False
-        self._enter("decode")
         try:
-            masks += [None] * (1 + len(guess) - len(masks))
-            picked = self._runner.check(place.slot, [place.token_ids[-1], *guess], place.held, masks)
+            guess, masks = place.guess(self._vocabulary_size)
+            if not guess:
+                return False
+            self._enter("decode")
+            picked = checker.check(place.slot, [place.token_ids[-1], *guess], place.held, masks)
         except Exception as error:
             self._fail(place, error)
             return True
         right = next((index for index, token_id in enumerate(guess) if picked[index] != token_id), len(guess))
         place.lookup.learn(len(guess), right)
         place.held += 1 + right
-        self._runner.settle(place.slot, place.held, picked[right])
+        checker.settle(place.slot, place.held, picked[right])
         for index, token_id in enumerate(picked[: right + 1]):
             if place.ended:
                 break
@@ -215,8 +230,11 @@ class Batch:
 
     def _write_and_read(
         self, writing: list[Place], place: Place
-    ) -> tuple[list[tuple[Any, list[Place]]], list[tuple[Any, Place]]]:
-        """Runs the picked tokens together with a piece of a prompt; where that fails, one after the other."""
+    ) -> tuple[list[tuple[Any, list[Place]]], Iterable[tuple[Any, Place]]]:
+        """Runs the picked tokens together with a piece of a prompt; where that fails, one after the other.
+
+        The other is then run only when it is asked for: it may write over the logits of the first.
+        """
         piece, last = self._piece(place)
         self._enter("prefill")
         began_s = time.monotonic()
@@ -225,7 +243,7 @@ class Batch:
         except Exception as error:
             self._raise_if_fatal(error)
             place.rungs.append("smaller_batch")
-            return self._write(writing), list(self._read([place]))
+            return self._write(writing), self._read([place])
         self._has_read(place, len(piece), time.monotonic() - began_s)
         for each in writing:
             each.held += 1
@@ -285,15 +303,6 @@ class Batch:
             place.token_ids.append(token_id)
         place.reading = True
 
-    def _mask(self, place: Place) -> Mask | None:
-        """Returns which tokens the grammar lets follow; None where there is none."""
-        if place.request.matcher is None:
-            return None
-        mask = allocate_token_bitmask(1, self._vocabulary_size)
-        fill_next_token_bitmask(place.request.matcher, mask)
-        row: Mask = mask[0].view(np.int32)
-        return row
-
     def _hand_over(self) -> None:
         """Gives the readers their text, the more replies the less often."""
         now = time.monotonic()
@@ -320,7 +329,7 @@ class Batch:
         if delta is not None and not self._put(place, delta):
             return
         self._leave(place)
-        place.reader.end(place.reply.finished(self._peaks(place), tuple(dict.fromkeys(place.rungs))), None)
+        place.reader.end(place.reply.finished(place.peaks(), tuple(dict.fromkeys(place.rungs))), None)
 
     def _fail(self, place: Place, error: BaseException) -> None:
         self._raise_if_fatal(error)
@@ -332,6 +341,9 @@ class Batch:
     def _leave(self, place: Place) -> None:
         place.ended = True
         del self._places[place.slot]
+        if not self._places:  # a phase that went on without a reply would be of none
+            self._enter(None)
+        place.memory.end()
         self._prefixes.keep(place.slot, place.token_ids[: place.held])
 
     def _raise_if_fatal(self, error: BaseException) -> None:
@@ -339,16 +351,6 @@ class Batch:
         known = engine_error(error)
         if isinstance(known, FatalError):
             raise known from error
-
-    def _peaks(self, place: Place) -> tuple[gpu_pb2.PhasePeak, ...]:
-        """Returns the peaks of the phases, with the time that this reply spent in each."""
-        assert self._usage is not None
-        decode_s = place.reply.last_token_s - place.reply.first_token_s
-        seconds = {"prefill": place.prefill_s, "decode": max(decode_s, 1e-9)}
-        peaks = {peak.phase: peak for peak in self._usage.phase_peaks if peak.phase in seconds}
-        for phase, peak in peaks.items():
-            peak.duration.FromNanoseconds(max(1, round(seconds[phase] * 1e9)))
-        return tuple(peaks[phase] for phase in seconds if phase in peaks)
 
     def _enter(self, phase: str | None) -> None:
         """Goes on in a phase; the one before it ends where it is another."""

@@ -19,7 +19,7 @@ from halfreel_llm.wakes import StepEvents, Wakes
 from halfreel_runtime.caller import ANYBODY, caller_var
 from halfreel_runtime.cancel import CancelToken, deadline_var
 from halfreel_runtime.engine import Engine, Observer, Queued
-from halfreel_runtime.errors import Cancelled, EngineDead, FatalError, QueueFull
+from halfreel_runtime.errors import Cancelled, EngineDead, FatalError, HalfreelError, QueueFull
 from halfreel_runtime.failures import engine_error, release_frames
 from halfreel_runtime.gate import Gate
 from halfreel_runtime.job import EngineState, Job
@@ -50,7 +50,10 @@ class ReplyJob(Job[Event]):
     def end(self, finished: Finished | None, error: BaseException | None) -> None:
         """See `Reader`."""
         if finished is not None:
-            self.events.put(finished)
+            try:
+                self.events.put(finished)
+            except HalfreelError as unread:
+                error = unread
         assert self.ended is not None
         self.ended(self, error)
 
@@ -202,7 +205,7 @@ class BatchEngine(Engine[Event]):
         token = CancelToken()
         self._watchdog.begin(token)
         try:
-            with batch.session("batch"):
+            with batch.session():
                 while self._admit(batch):
                     with self._wakes.step():
                         batch.step()

@@ -1,4 +1,4 @@
-"""Counts replies: tokens, times, shortages, predictions; and tells the parts of each as spans of its trace.
+"""Counts replies: verdicts, tokens, times, shortages, predictions; and tells the parts of each as spans of its trace.
 
 It does not know the model, nor how the figures are shown.
 """
@@ -9,13 +9,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from halfreel_llm.reply import Finished, TextRequest
+from halfreel_llm.request_reader import TOO_LONG_REASON
 from halfreel_runtime.errors import HalfreelError, OutOfMemory
 from halfreel_runtime.instruments import OTHER, Instruments
+from halfreel_runtime.plan import PlanRefused, Verdict
 from halfreel_runtime.tracing import record_span
 
 # What this server gives up to go on when memory runs out.
 RUNGS = ("smaller_batch",)
 _NAN_REASON = "NAN_DETECTED"
+
+
+@contextmanager
+def refusals_counted(instruments: Instruments) -> Iterator[None]:
+    """Counts a reply that is refused for want of room: in the context, which is what a slot holds, or by its plan."""
+    try:
+        yield
+    except HalfreelError as error:
+        if isinstance(error, PlanRefused) or error.reason == TOO_LONG_REASON:
+            instruments.admission("refused")
+        raise
+
+
+def count_admitted(instruments: Instruments, verdict: Verdict) -> None:
+    """A reply was let in, by the verdict of its plan."""
+    instruments.admission(verdict.name.lower())
 
 
 def count_reply(instruments: Instruments, request: TextRequest, finished: Finished, accepted_s: float) -> None:

@@ -37,7 +37,10 @@ class Check:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All checks. `weight_bytes` and `cache_bytes`, of one reply over the whole context, must fit in `free_bytes`."""
+    """All checks. `weight_bytes` and `cache_bytes` must fit in `free_bytes`.
+
+    The cache is that of one reply over the whole context, and on a GPU the spare slot beside it.
+    """
 
     service: str
     ready: bool
@@ -55,6 +58,7 @@ def diagnose(settings: LlmSettings) -> Diagnosis:
     """Checks device, model, tokenizer and memory."""
     from halfreel_llm.checkpoint import find_checkpoint
     from halfreel_llm.precision import choose_dtype, dtype_name
+    from halfreel_llm.runners import SPARE_SLOT_COUNT
     from halfreel_llm.tokenizer import open_tokenizer
     from halfreel_runtime.device import CPU, find_device
     from halfreel_runtime.memory import MemoryMonitor
@@ -70,7 +74,8 @@ def diagnose(settings: LlmSettings) -> Diagnosis:
         _checked(checks, "tokenizer", lambda: open_tokenizer(found), lambda tokenizer: type(tokenizer).__name__)
         count = _checked(checks, "weights", lambda: _parameter_count(found), lambda count: f"{count} parameters") or 0
         weight_bytes = count * dtype.itemsize
-        cache_bytes = _cached_numbers(found, settings.context_token_count) * dtype.itemsize
+        slots = 1 + (SPARE_SLOT_COUNT if device.kind == "cuda" else 0)
+        cache_bytes = slots * _cached_numbers(found, settings.context_token_count) * dtype.itemsize
     told = f"{weight_bytes} bytes of weights and {cache_bytes} of KV cache, {free_bytes} bytes free"
     checks.append(Check("memory", weight_bytes + cache_bytes < free_bytes, told))
     return Diagnosis(

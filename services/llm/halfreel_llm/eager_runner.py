@@ -24,11 +24,10 @@ _GREEDY = SamplingSettings(temperature=0.0, top_p=1.0, top_k=0, seed=0)
 
 
 class EagerRunner:
-    """See `Runner`."""
+    """See `Runner` and `GuessChecker`."""
 
     overlaps = False
     mixes = False  # the pieces would only be run one after another
-    checks = True
     reuse_tokens = _PIECE_TOKENS
 
     def __init__(self, network: Network, cache: KvCache, allowed: Tensor) -> None:
@@ -79,7 +78,7 @@ class EagerRunner:
         return self.write(slots), self.read(slot, token_ids, begin, last=last)
 
     def check(self, slot: int, token_ids: Sequence[int], begin: int, masks: Sequence[Mask | None]) -> list[int]:
-        """See `Runner`."""
+        """See `GuessChecker`."""
         count = len(token_ids)
         with torch.inference_mode():
             ids = torch.tensor(token_ids, device=self._allowed.device)
@@ -93,7 +92,7 @@ class EagerRunner:
         return pick(logits, [self._sampling[slot]] * count, range(begin + 1, begin + count + 1), allowed)
 
     def settle(self, slot: int, length: int, picked: int) -> None:
-        """See `Runner`."""
+        """See `GuessChecker`."""
         self._lengths[slot], self._picked[slot] = length, picked
 
     def kept(self, logits: Tensor) -> Tensor:

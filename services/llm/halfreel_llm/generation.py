@@ -84,7 +84,7 @@ class TextModel:
             Internal: The model's numbers are not finite.
         """
         reader = _OneReader(cancel)
-        with self.batch.session(request.request_id):
+        with self.batch.session():
             self.batch.admit(request, reader)
             while not reader.ended:
                 self.batch.step()

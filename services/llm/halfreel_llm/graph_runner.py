@@ -48,7 +48,6 @@ class GraphRunner:
 
     overlaps = True
     mixes = True
-    checks = False  # a guess would have to wait for the host, which costs what it might save
     reuse_tokens = _REUSED_TOKENS
 
     def __init__(
@@ -158,14 +157,6 @@ class GraphRunner:
 
     def _piece_bucket(self, count: int) -> int:
         return next(each for each in _PIECE_BUCKETS if each >= count)
-
-    def check(self, slot: int, token_ids: Sequence[int], begin: int, masks: Sequence[Mask | None]) -> list[int]:
-        """Never asked for; see `checks`."""
-        raise NotImplementedError
-
-    def settle(self, slot: int, length: int, picked: int) -> None:
-        """Never asked for; see `checks`."""
-        raise NotImplementedError
 
     def kept(self, logits: _Logits) -> _Logits:
         """See `Runner`."""

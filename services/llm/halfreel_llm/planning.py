@@ -95,6 +95,14 @@ class Planner:
             fitting = min(fitting, max(0, left) // each)
         return plan, fitting
 
+    def fitting_output(self, lengths: Lengths, plan: Plan) -> int:
+        """Returns how many tokens of output would fit where a plan does not; 0 where a shorter reply takes no less."""
+        if self.cache_is_warm:
+            return 0
+        over = plan.needed_bytes - plan.room.alone_bytes
+        fewer = -(-over // (self.cache_bytes_per_token * lengths.request_count))
+        return max(0, lengths.output_tokens - fewer)
+
     def _step_bytes(self, rows: int, picked: int) -> int:
         """Bytes of a step's own tensors: the widest layer's, and the logits of the rows that pick a token."""
         shape = self.shape

@@ -27,6 +27,8 @@ _ROLES: dict[int, Role] = {
     llm_pb2.ROLE_USER: "user",
     llm_pb2.ROLE_ASSISTANT: "assistant",
 }
+# The reason of a refusal for want of room in the context.
+TOO_LONG_REASON = "PROMPT_TOO_LONG"
 _VISIBLE_ASCII = re.compile(rf"[\x21-\x7e]{{0,{limits.MAX_REQUEST_ID_CHARACTERS}}}")
 
 
@@ -124,7 +126,7 @@ class RequestReader:
         raise InvalidArgument(
             f"messages have {prompt_tokens} tokens and max_output_token_count is {max_output_tokens}; "
             f"together they may have at most {context}.",
-            reason="PROMPT_TOO_LONG",
+            reason=TOO_LONG_REASON,
             metadata={
                 "prompt_token_count": str(prompt_tokens),
                 "max_output_token_count": str(max_output_tokens),

@@ -6,7 +6,7 @@ Knows no reply.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,15 +20,14 @@ Mask: TypeAlias = NDArray[np.int32]
 class Runner(Protocol):
     """Runs the network for slots, each of which remembers how much it holds and the token picked last.
 
-    What `read` and `write` return is for `pick`, in the same step; what `pick` returns is for `wait`.
+    What `read`, `write` and `both` return is for `pick`, before the next of these three, which may write over it;
+    what `pick` returns is for `wait`.
     """
 
     overlaps: bool
     """Whether work goes on after a method returned, so that it pays to have some under way before waiting."""
     mixes: bool
     """Whether `both` costs less than `read` and `write`."""
-    checks: bool
-    """Whether `check` costs little more than `write`, so that guesses pay."""
     slot_count: int
     reuse_tokens: int
     """What another slot holds is reused in whole pieces of so many tokens."""
@@ -56,18 +55,8 @@ class Runner(Protocol):
     def both(self, slots: list[int], slot: int, token_ids: Sequence[int], begin: int, *, last: bool) -> tuple[Any, Any]:
         """Does what `write` and `read` do, in one step."""
 
-    def check(self, slot: int, token_ids: Sequence[int], begin: int, masks: Sequence[Mask | None]) -> list[int]:
-        """Runs tokens in a slot that holds `begin`, and returns what is picked after each of them.
-
-        A mask belongs to each, None where there is no grammar. The slot is then to be told by `settle` how many of
-        them were right.
-        """
-
-    def settle(self, slot: int, length: int, picked: int) -> None:
-        """Lets a slot hold so many tokens, and have picked this one last."""
-
     def kept(self, logits: Any) -> Any:
-        """Returns logits that another `write` of the same step leaves as they are."""
+        """Returns logits that the next `read`, `write` or `both` leaves as they are."""
 
     def pick(self, logits: Any, slots: list[int], masks: Mapping[int, Mask]) -> Any:
         """Picks the next token of each slot; `masks` are of the slots under a grammar."""
@@ -77,3 +66,21 @@ class Runner(Protocol):
 
     def clear(self, slot: int) -> None:
         """Forgets numbers that are not finite."""
+
+
+@runtime_checkable
+class GuessChecker(Protocol):
+    """What prompt lookup needs of a runner on top: only one that is done when its method returns can have it.
+
+    Where the device works behind the host's back, a guess would have to wait for it, which costs what it might save.
+    """
+
+    def check(self, slot: int, token_ids: Sequence[int], begin: int, masks: Sequence[Mask | None]) -> list[int]:
+        """Runs tokens in a slot that holds `begin`, and returns what is picked after each of them.
+
+        A mask belongs to each, None where there is no grammar. The slot is then to be told by `settle` how many of
+        them were right.
+        """
+
+    def settle(self, slot: int, length: int, picked: int) -> None:
+        """Lets a slot hold so many tokens, and have picked this one last."""

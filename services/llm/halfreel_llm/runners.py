@@ -16,6 +16,8 @@ from halfreel_llm.kv_cache import KvCache
 from halfreel_llm.network import Network
 
 _logger = logging.getLogger(__name__)
+# The graphs' filling rows have a slot of their own, which no reply gets.
+SPARE_SLOT_COUNT = 1
 _HOPPER = (9, 0)  # the first GPUs on which a kernel can begin before the one before it has ended
 
 
@@ -31,13 +33,8 @@ def make_runner(
         context_token_count: Tokens that prompt and reply may have together.
     """
     refused = _no_graphs(network)
-    cache = KvCache(
-        network.shape,
-        slot_count + (not refused),  # the graphs' filling rows have a slot of their own
-        context_token_count,
-        device=network.device,
-        dtype=network.dtype,
-    )
+    count = slot_count if refused else slot_count + SPARE_SLOT_COUNT
+    cache = KvCache(network.shape, count, context_token_count, device=network.device, dtype=network.dtype)
     if refused:
         if network.device.type == "cuda":
             _logger.warning("no_cuda_graphs", extra={"reason": refused})
@@ -50,6 +47,11 @@ def make_runner(
     runner = GraphRunner(fused, cache, allowed, kernels, graphs=True, processor_count=properties.multi_processor_count)
     runner.capture()
     return runner, cache
+
+
+def spare_slot_count(network: Network) -> int:
+    """Returns how many slots the cache of this network's runner has beside those of replies."""
+    return 0 if _no_graphs(network) else SPARE_SLOT_COUNT
 
 
 def _no_graphs(network: Network) -> str:

@@ -18,6 +18,7 @@ from halfreel_llm.network import Network
 from halfreel_llm.planning import Planner
 from halfreel_llm.precision import choose_dtype
 from halfreel_llm.request_reader import RequestReader
+from halfreel_llm.runners import SPARE_SLOT_COUNT, spare_slot_count
 from halfreel_llm.schema import SchemaCompiler
 from halfreel_llm.settings import LlmSettings
 from halfreel_llm.tokenizer import open_tokenizer
@@ -86,7 +87,7 @@ def load_served_model(settings: LlmSettings, device: Device, memory: MemoryMonit
     return ServedModel(checkpoint, text_model, reader, defaults, context, planner, read)
 
 
-def guessed_bytes(settings: LlmSettings) -> int:
+def guessed_bytes(settings: LlmSettings, device: Device) -> int:
     """Returns about what the server will take of its device, by the model's files; 0 where they are not to be had."""
     try:
         checkpoint = find_checkpoint(settings.model)
@@ -98,7 +99,8 @@ def guessed_bytes(settings: LlmSettings) -> int:
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     number_bytes = 4 if settings.precision == "fp32" else 2
     token_bytes = 2 * config.num_hidden_layers * heads * size * number_bytes
-    cache_bytes = (settings.slot_count or _SLOT_COUNT) * context * token_bytes
+    spare = SPARE_SLOT_COUNT if device.kind == "cuda" else 0
+    cache_bytes = ((settings.slot_count or _SLOT_COUNT) + spare) * context * token_bytes
     # Files are in 16 bits as a rule.
     weight_bytes = checkpoint.stored_bytes * {"fp32": 2.0, "int8": 0.6}.get(settings.precision, 1.0)
     return int(weight_bytes) + cache_bytes + _WORKSPACE_BYTES + CONTEXT_BYTES
@@ -108,7 +110,8 @@ def _fitting_slots(network: Network, context: int, memory: MemoryMonitor, limit:
     """Returns as many slots as there is room for beside the weights, within reason."""
     report = memory.report()
     left = limit.allocator_bytes(report) - report.devices[0].reserved_bytes - _WORKSPACE_BYTES
-    return max(1, min(_SLOT_COUNT, left // (context * bytes_per_token(network.shape, network.dtype))))
+    fitting = left // (context * bytes_per_token(network.shape, network.dtype)) - spare_slot_count(network)
+    return max(1, min(_SLOT_COUNT, fitting))
 
 
 def _context_token_count(settings: LlmSettings, checkpoint: Checkpoint) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -11,8 +12,10 @@ import grpc
 
 from halfreel.gpu.v1 import gpu_pb2
 from halfreel.llm.v1 import llm_pb2, llm_pb2_grpc
+from halfreel_llm.admission import Admission
 from halfreel_llm.batch_engine import BatchEngine
-from halfreel_llm.counting import count_reply, failures_counted
+from halfreel_llm.counting import count_admitted, count_reply, failures_counted, refusals_counted
+from halfreel_llm.planning import Lengths
 from halfreel_llm.precision import dtype_name
 from halfreel_llm.replies import merge, model_response, response
 from halfreel_llm.reply import Finished
@@ -46,12 +49,12 @@ class LlmService(llm_pb2_grpc.LlmServiceServicer):
         self._engine = engine
         self._memory = memory
         self._instruments = instruments
-        self._model: ServedModel | None = None
+        self._served: tuple[ServedModel, Admission] | None = None
 
     def model_loaded(self, model: ServedModel) -> None:
         """Takes the model; called once, in the engine's thread, before the engine serves."""
         self._engine.use(model.text_model.batch)
-        self._model = model
+        self._served = model, Admission(model.planner, self._memory, self._profile, self._sleeper)
         text_model = model.text_model
         levers = {
             "profile": self._profile.value,
@@ -67,8 +70,12 @@ class LlmService(llm_pb2_grpc.LlmServiceServicer):
     ) -> AsyncIterator[llm_pb2.GenerateResponse]:
         """Writes one reply."""
         accepted_s = time.monotonic()
-        model = self._serving()
-        wanted = await model.reader.read(request)
+        model, admission = self._serving()
+        with refusals_counted(self._instruments):
+            wanted = await model.reader.read(request)
+            lengths = Lengths(len(wanted.prompt_ids), wanted.max_output_tokens, 1)
+            verdict = await asyncio.to_thread(admission.admit, lengths)
+        count_admitted(self._instruments, verdict)
         with failures_counted(self._instruments):
             async with aclosing(self._engine.write(wanted, merge=merge)) as events:
                 async for event in events:
@@ -78,12 +85,10 @@ class LlmService(llm_pb2_grpc.LlmServiceServicer):
 
     async def PlanMemory(self, request: llm_pb2.PlanMemoryRequest, context: Context) -> llm_pb2.PlanMemoryResponse:
         """Tells what memory requests would take, without asking the engine."""
-        model = self._serving()
-        lengths, profile = model.reader.read_plan(request, model.text_model.slot_count), self._profile
-        sleeping_bytes = sum(each.held_bytes for each in self._sleeper.neighbours())
-        plan, fitting = model.planner.plan(
-            lengths, Profile.of(request.profile, profile), self._memory.report(), sleeping_bytes
-        )
+        model, admission = self._serving()
+        lengths = model.reader.read_plan(request, model.text_model.slot_count)
+        profile = Profile.of(request.profile, self._profile)
+        plan, fitting = await asyncio.to_thread(admission.plan, lengths, profile)
         return llm_pb2.PlanMemoryResponse(plan=plan.message(), fitting_request_count=fitting)
 
     async def MemoryStatus(
@@ -94,10 +99,11 @@ class LlmService(llm_pb2_grpc.LlmServiceServicer):
 
     async def GetModel(self, request: llm_pb2.GetModelRequest, context: Context) -> llm_pb2.GetModelResponse:
         """Tells the model."""
-        return model_response(self._serving(), self._engine.max_waiting_count)
+        model, _ = self._serving()
+        return model_response(model, self._engine.max_waiting_count)
 
-    def _serving(self) -> ServedModel:
+    def _serving(self) -> tuple[ServedModel, Admission]:
         self._engine.require_serving()
-        if self._model is None:
+        if self._served is None:
             raise Internal("the engine serves without a model")
-        return self._model
+        return self._served

@@ -12,6 +12,7 @@ import pytest
 import tiny_llm
 import torch
 
+from halfreel_llm import place
 from halfreel_llm.batch import Batch
 from halfreel_llm.checkpoint import Checkpoint
 from halfreel_llm.fused_network import FusedNetwork
@@ -19,6 +20,7 @@ from halfreel_llm.generation import Finished, FinishReason, TextDelta, TextModel
 from halfreel_llm.graph_runner import GraphRunner
 from halfreel_llm.kv_cache import KvCache
 from halfreel_llm.messages import Message
+from halfreel_llm.runner import GuessChecker
 from halfreel_llm.sampling import SamplingSettings
 from halfreel_llm.schema import SchemaCompiler
 from halfreel_llm.tokenizer import TextTokenizer
@@ -26,6 +28,7 @@ from halfreel_runtime.cancel import CancelToken
 from halfreel_runtime.device import CPU
 from halfreel_runtime.errors import Cancelled, OutOfMemory, SlowReader
 from halfreel_runtime.memory import MemoryMonitor
+from halfreel_runtime.memory_source import Bytes
 
 SLOT_COUNT = 4
 GREEDY = SamplingSettings(temperature=0.0, top_p=1.0, top_k=0, seed=0)
@@ -78,7 +81,7 @@ def graphs_of(model: TextModel, tokenizer: TextTokenizer) -> Batch:
 def batch(request: Any, checkpoint: Checkpoint, tokenizer: TextTokenizer) -> Iterator[Batch]:
     model = tiny_llm.text_model(checkpoint, tokenizer, SLOT_COUNT)
     chosen = model.batch if request.param == "eager" else graphs_of(model, tokenizer)
-    with chosen.session("test"):
+    with chosen.session():
         yield chosen
 
 
@@ -279,3 +282,157 @@ def test_many_replies_send_fewer_messages(
     hot = [SamplingSettings(1.0, 1.0, 0, seed) for seed in range(4)]
     readings = written(batch, [request_of(tokenizer, "go", 40, each) for each in hot], every=1)
     assert all(reading.text and reading.message_count <= 3 for reading in readings)
+
+
+def out_of_memory(*_: Any, **__: Any) -> Any:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+@pytest.mark.parametrize("failing", ["nothing", "mixed steps", "mixed steps and many rows"])
+def test_logits_are_picked_from_before_the_next_step_writes_over_them(
+    text_model: TextModel, tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    batch = graphs_of(text_model, tokenizer)
+    real, real_write = batch._runner._run, batch._runner.write  # type: ignore[attr-defined]
+    before: list[torch.Tensor] = []
+
+    def run(*step: Any) -> Any:
+        """Graphs share their memory: what one returned is lost when the next runs."""
+        with torch.inference_mode():
+            for logits in before:
+                logits.fill_(torch.nan)
+            before[:] = []
+            rows, piece = real(*step)
+            before.extend([rows.values, piece])
+        return rows, piece
+
+    monkeypatch.setattr(batch._runner, "_run", run)
+    if failing != "nothing":
+        monkeypatch.setattr(batch._runner, "both", out_of_memory)
+    if failing == "mixed steps and many rows":
+        monkeypatch.setattr(
+            batch._runner, "write", lambda slots: out_of_memory() if len(slots) > 1 else real_write(slots)
+        )
+    requests = [request_of(tokenizer, f"{number} ships " * 3, 12 + number) for number in range(6)]
+    with batch.session():
+        readings = written(batch, requests)
+    assert [reading.error for reading in readings] == [None] * 6
+    assert [reading.text for reading in readings] == [written_alone(text_model, request) for request in requests]
+
+
+def test_a_reply_that_can_not_be_admitted_ends_alone(
+    batch: Batch, text_model: TextModel, tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = batch._runner.begin
+
+    def begin(slot: int, sampling: SamplingSettings) -> None:
+        if sampling.seed == 13:
+            raise LookupError("no such slot")
+        real(slot, sampling)
+
+    monkeypatch.setattr(batch._runner, "begin", begin)
+    seeds = (1, 13, 2, 3, 13, 4)
+    requests = [request_of(tokenizer, "go", 20, SamplingSettings(1.0, 1.0, 0, seed)) for seed in seeds]
+    readings = written(batch, requests, every=2)
+    for request, reading in zip(requests, readings, strict=True):
+        if request.sampling.seed == 13:
+            assert isinstance(reading.error, LookupError)
+            assert not reading.text
+        else:
+            assert reading.error is None
+            assert reading.text == written_alone(text_model, request)
+
+
+async def test_a_reply_whose_mask_fails_ends_alone(
+    batch: Batch, tokenizer: TextTokenizer, compiler: SchemaCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def asked(*, schema: bool) -> TextRequest:
+        matcher = await compiler.compile(SCHEMA) if schema else None
+        return dataclasses.replace(request_of(tokenizer, "go", 40), matcher=matcher)
+
+    sound = [reading.text for reading in written(batch, [await asked(schema=each) for each in (False, True)], 1)]
+    requests = [await asked(schema=each) for each in (False, True, True)]
+    real, masks = place.fill_next_token_bitmask, []
+
+    def fill(matcher: Any, *rest: Any) -> None:
+        if matcher is requests[1].matcher:
+            masks.append(matcher)
+            if len(masks) > 3:
+                raise ValueError("the grammar is lost")
+        real(matcher, *rest)
+
+    monkeypatch.setattr(place, "fill_next_token_bitmask", fill)
+    free, broken, under_schema = written(batch, requests, every=1)
+    assert isinstance(broken.error, ValueError)
+    assert len(masks) == 4
+    assert [free.text, under_schema.text] == sound
+    assert (free.error, under_schema.error) == (None, None)
+
+
+def test_a_step_that_can_not_pick_ends_the_replies_it_was_for(
+    batch: Batch, text_model: TextModel, tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = batch._runner.pick
+    failing = False
+
+    def pick(logits: Any, slots: list[int], masks: Any) -> Any:
+        return out_of_memory() if failing and len(slots) > 1 else real(logits, slots, masks)
+
+    monkeypatch.setattr(batch._runner, "pick", pick)
+    requests = [request_of(tokenizer, f"{number} ships", 20) for number in range(3)]
+    readings = [Reading() for _ in requests]
+    for request, reading in zip(requests[:2], readings, strict=False):
+        batch.admit(request, reading)
+    for _ in range(6):
+        batch.step()
+    batch.admit(requests[2], readings[2])
+    failing = True
+    while batch.running_count:
+        batch.step()
+    assert all(isinstance(reading.error, torch.OutOfMemoryError) for reading in readings[:2])
+    assert readings[2].error is None
+    assert readings[2].text == written_alone(text_model, requests[2])
+
+
+def test_only_a_runner_that_is_done_when_it_returns_checks_guesses(
+    text_model: TextModel, tokenizer: TextTokenizer
+) -> None:
+    assert isinstance(text_model.batch._runner, GuessChecker)
+    assert not isinstance(graphs_of(text_model, tokenizer)._runner, GuessChecker)
+
+
+def test_the_peaks_of_a_reply_are_those_of_its_life(
+    text_model: TextModel, tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = text_model.batch._memory
+    bytes_now = 100
+    monkeypatch.setattr(memory._source, "window_peak", lambda: Bytes(bytes_now, 2 * bytes_now))
+    first, long, second = Reading(), Reading(), Reading()
+    batch = text_model.batch
+    with batch.session():
+        batch.admit(request_of(tokenizer, "one", 5), first)
+        batch.admit(request_of(tokenizer, "two", 60), long)
+        batch.step()
+        bytes_now = 700
+        while not first.ended:
+            batch.step()
+        assert memory.report().devices[0].request_peak.allocated_bytes == 700
+        memory._source.reset_window()
+        bytes_now = 200
+        batch.admit(request_of(tokenizer, "three", 5), second)
+        while not second.ended:
+            batch.step()
+        bytes_now = 150
+        while not long.ended:
+            batch.step()
+    found = []
+    for reading in (first, long, second):
+        assert reading.finished is not None
+        peaks = {each.phase: each.peak for each in reading.finished.phase_peaks}
+        assert list(peaks) == ["prefill", "decode"]
+        assert all(peak.reserved_bytes == 2 * peak.allocated_bytes for peak in peaks.values())
+        found.append(max(peak.allocated_bytes for peak in peaks.values()))
+    assert found == [700, 700, 200]
+    report = memory.report().devices[0]
+    assert report.request_peak.allocated_bytes == 700  # of the reply that ended last
+    assert {each.phase: each.peak.allocated_bytes for each in report.phase_peaks}["decode"] == 700

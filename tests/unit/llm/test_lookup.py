@@ -78,8 +78,8 @@ async def test_guesses_change_no_token(
         monkeypatch.setattr(f"halfreel_llm.lookup.{name}", value)  # many guesses, right and wrong
     prompt = tuple(words.encode_chat([Message("user", "a red circle moving over a blue sky, " * 3)]))
     texts, ends = [], []
-    for checks in (True, False):
-        monkeypatch.setattr(model.runner, "checks", checks)
+    for checker in (model.batch._checker, None):
+        monkeypatch.setattr(model.batch, "_checker", checker)
         matcher = await schemas.compile(SCENES) if under_a_schema else None
         *deltas, end = model.generate(TextRequest("r", prompt, 160, sampling, matcher=matcher), CancelToken())
         assert isinstance(end, Finished)
