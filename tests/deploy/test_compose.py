@@ -87,6 +87,22 @@ def test_gpus_are_given_by_id() -> None:
         assert "reservations" not in read_compose("laptop")["services"][service]["deploy"]["resources"]
 
 
+def test_servers_of_one_gpu_share_the_folder_of_their_turns() -> None:
+    compose = read_compose("one-gpu")
+    for service in ("llm", "video"):
+        spec = compose["services"][service]
+        environ = {key: defaulted(value) for key, value in spec["environment"].items()}
+        settings: Any = settings_of(service, environ)
+        assert (settings.turns, str(settings.turns_dir)) == ("auto", "/run/halfreel")
+        assert "turns:/run/halfreel" in spec["volumes"]
+        for alone in ("laptop", "two-gpus"):
+            assert (
+                f"HALFREEL_{service.upper()}_TURNS_DIR" not in read_compose(alone)["services"][service]["environment"]
+            )
+    # Theirs alone, or they would not take it.
+    assert compose["volumes"]["turns"]["driver_opts"]["o"].split(",")[1:] == ["uid=10001", "gid=10001", "mode=0700"]
+
+
 def test_prometheus_reads_every_server_by_https_and_with_a_token() -> None:
     (job,) = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
     targets = {target for group in job["static_configs"] for target in group["targets"]}

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
+import os
 import re
-from typing import Any
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import IO, Any
 
 import jsonschema
 import kubernetes_validate
 import pytest
+import yaml
 from dockerfile import ROOT, read_stages
 from manifests import OVERLAYS, SERVICES, of_kind, render, settings_of
 from prometheus_client import generate_latest
@@ -19,12 +26,16 @@ from halfreel_runtime.metrics import ServerMetrics
 
 # The oldest and the newest that the manifests are for.
 VERSIONS = ("1.32", "1.37")
-SERVICE_MONITOR = json.loads((ROOT / "tests" / "deploy" / "schemas" / "servicemonitor.json").read_text())
+# By kind; of custom resources, which no version of Kubernetes knows.
+SCHEMAS = {
+    kind: json.loads((ROOT / "tests" / "deploy" / "schemas" / f"{kind.lower()}.json").read_text())
+    for kind in ("ServiceMonitor", "PrometheusRule")
+}
 
 
 def check(manifest: dict[str, Any], version: str) -> None:
     if manifest["apiVersion"] == "monitoring.coreos.com/v1":
-        jsonschema.validate(manifest, SERVICE_MONITOR)
+        jsonschema.validate(manifest, SCHEMAS[manifest["kind"]])
     else:
         kubernetes_validate.validate(manifest, version, strict=True)
 
@@ -63,6 +74,8 @@ def test_manifests_are_valid(overlay: str, version: str) -> None:
         ("StatefulSet", ("spec", "template", "spec", "containers", 0), {"livenesProbe": {}}),
         ("StatefulSet", ("spec", "template", "spec"), {"terminationGracePeriodSeconds": "long"}),
         ("ServiceMonitor", ("spec", "endpoints", 0), {"bearerToken": "x"}),
+        ("PrometheusRule", ("spec", "groups", 0, "rules", 0), {"form": "1m"}),
+        ("PrometheusRule", ("spec", "groups", 0, "rules", 0), {"for": "a minute"}),
         ("NetworkPolicy", ("spec",), {"egres": []}),
     ],
 )
@@ -123,6 +136,74 @@ def test_pods_are_restricted_and_probed_over_https(overlay: str) -> None:
 def test_every_model_server_has_a_gpu_and_the_gateway_none(overlay: str) -> None:
     limits = {name: container_of(each)["resources"]["limits"] for name, each in stateful_sets(overlay).items()}
     assert [limits[name].get("nvidia.com/gpu") for name in ("llm", "video", "gateway")] == [1, 1, None]
+
+
+def test_servers_of_one_gpu_share_the_folder_of_their_turns() -> None:
+    objects = render("one-gpu")
+    claims, claimed = of_kind(objects, "PersistentVolumeClaim"), set()
+    for service in ("llm", "video"):
+        stateful_set = stateful_sets("one-gpu")[service]
+        pod = stateful_set["spec"]["template"]["spec"]
+        settings: Any = settings_of(service, environ_of(stateful_set))
+        assert settings.turns == "auto"
+        mounts = {Path(each["mountPath"]): each for each in container_of(stateful_set)["volumeMounts"]}
+        # A folder of its user's own, which the server makes: the volume itself is its group's.
+        mount = mounts[settings.turns_dir.parent]
+        assert not {"readOnly", "subPath"} & set(mount)
+        (volume,) = (each for each in pod["volumes"] if each["name"] == mount["name"])
+        claim = volume["persistentVolumeClaim"]["claimName"]
+        claimed.add((claim, settings.turns_dir))
+        # One machine's disk, so both are on that machine; and no Pod's start gives the folder to the group.
+        assert claims[claim]["spec"]["accessModes"] == ["ReadWriteOnce"]
+        assert pod["securityContext"]["fsGroupChangePolicy"] == "OnRootMismatch"
+        settings = settings_of(service, environ_of(stateful_sets("many")[service]))
+        assert settings.turns_dir is None  # a GPU for each
+    assert len(claimed) == 1
+
+
+# As user 10001, like the servers: takes the turn or waits for it, tells which, and keeps it to the end of its input.
+TAKE_TURN = """
+import os, sys
+from pathlib import Path
+from halfreel_runtime.turn import DeviceTurn
+os.setgroups([10001]), os.setgid(10001), os.setuid(10001)
+turn = DeviceTurn(Path(sys.argv[1]), "GPU-1", service="llm")
+print("taken" if turn.try_acquire() else "waiting", flush=True)
+print(turn.acquire(lambda: True), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.namespaces
+def test_a_volume_as_a_cluster_mounts_it_is_taken_for_turns() -> None:
+    """It is root's, and of the group in fsGroup, who may write to it and whose its folders are."""
+    with tempfile.TemporaryDirectory() as parent, contextlib.ExitStack() as exits:
+        Path(parent).chmod(0o755)
+        volume = Path(parent) / "volume"
+        volume.mkdir()
+        os.chown(volume, 0, 10001)
+        volume.chmod(0o2775)
+
+        def start() -> tuple[subprocess.Popen[str], IO[str]]:
+            command = [sys.executable, "-c", TAKE_TURN, str(volume / "turns")]
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            exits.enter_context(process)
+            exits.callback(process.kill)
+            assert process.stdout
+            return process, process.stdout
+
+        first, told = start()
+        assert (told.readline(), told.readline()) == ("taken\n", "True\n")
+        _, told = start()
+        assert told.readline() == "waiting\n"
+        first.kill()
+        assert told.readline() == "True\n"
+
+
+def test_the_alerts_are_those_that_prometheus_reads() -> None:
+    (rule,) = of_kind(render("many"), "PrometheusRule").values()
+    rules = (ROOT / "deploy" / "prometheus" / "alerts.yml").read_text(encoding="utf-8")
+    assert rule["spec"] == yaml.safe_load(rules)
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
