@@ -97,6 +97,8 @@ class Jobs:
                 "application_version": WORKFLOW_VERSION,
                 "serializer": JsonSerializer(),
                 "enable_otlp": False,
+                # Nothing here waits for its notifications; a stop waits for the sleep of who looks for them.
+                "notification_listener_polling_interval_sec": SCENE_POLL_S,
                 "log_level": "WARNING",
             }
         )

@@ -16,6 +16,7 @@ from gateway_doubles import VIDEO, Serving, VideoDouble
 from gateway_process import Gateway, refused
 
 from halfreel.gateway.v1 import gateway_pb2 as pb
+from halfreel_gateway import folder_lock
 
 FILM = {"scene_count": 3, "seed": 31}
 RESUMED_WITHIN_S = 5.0
@@ -174,18 +175,14 @@ def test_a_disk_that_is_full_in_the_midst_of_a_clip(own_gateway: Gateway, video:
     own_gateway.ended(own_gateway.create("small", scene_count=1).film_id)
 
 
-def test_a_disk_that_is_nearly_full_takes_no_film(own_gateway: Gateway) -> None:
-    own_gateway.start(min_free_disk_bytes=1 << 60)
-    error = refused(own_gateway.create)
-    assert (error.code, error.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "DISK_FULL")
-    assert error.metadata["needed_bytes"] == str(1 << 60)
-
-
-def test_a_film_that_was_accepted_stays_so_on_a_full_disk(own_gateway: Gateway) -> None:
+def test_a_disk_that_is_nearly_full_takes_no_film_but_those_it_took_before(own_gateway: Gateway) -> None:
     own_gateway.start()
     film = own_gateway.create("accepted", request_id="accepted-once", scene_count=1)
     own_gateway.stop()
     own_gateway.start(min_free_disk_bytes=1 << 60)
+    error = refused(own_gateway.create)
+    assert (error.code, error.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "DISK_FULL")
+    assert error.metadata["needed_bytes"] == str(1 << 60)
     assert own_gateway.create("accepted", request_id="accepted-once", scene_count=1).film_id == film.film_id
     error = refused(lambda: own_gateway.create("other", request_id="accepted-once"))
     assert error.reason == "REQUEST_ID_REUSED"
@@ -228,11 +225,12 @@ def test_two_gateways_on_one_database(own_gateway: Gateway, llm: Serving, video:
         assert other.stop() == 0
 
 
-def test_a_second_gateway_of_the_same_name_is_refused(own_gateway: Gateway) -> None:
-    own_gateway.start()
-    environment = os.environ | {"HALFREEL_GATEWAY_DATA_DIR": str(own_gateway.data_dir), "HALFREEL_GATEWAY_PORT": "0"}
+def test_a_second_gateway_of_the_same_name_is_refused(tmp_path: Path) -> None:
+    lock = folder_lock.take(tmp_path, "gateway")  # as the first one holds it
+    environment = os.environ | {"HALFREEL_GATEWAY_DATA_DIR": str(tmp_path), "HALFREEL_GATEWAY_PORT": "0"}
     command = [sys.executable, "-m", "halfreel_gateway"]
     second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30)
+    os.close(lock)
     assert second.returncode == 2
     assert "another gateway" in second.stderr
     assert "Traceback" not in second.stderr

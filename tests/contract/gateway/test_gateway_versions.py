@@ -12,10 +12,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import sqlalchemy as sa
 from gateway_doubles import Serving
 from gateway_process import Gateway
 
 from halfreel.gateway.v1 import gateway_pb2 as pb
+from halfreel_gateway.database import Database, database_url, schema_version
+from halfreel_gateway.migrations import migrate
 
 STORE = Path(__file__).parents[2] / "stores" / "films-1"
 
@@ -41,14 +44,13 @@ def test_a_film_in_the_making_is_taken_over(own_gateway: Gateway, video: Serving
     assert ended.video.sha256 == films["finished"].video.sha256, "the same seed, before and after"
 
 
-def test_the_store_of_a_newer_gateway_is_refused(own_gateway: Gateway) -> None:
-    own_gateway.start()
-    assert own_gateway.stop() == 0
-    database = sqlite3.connect(own_gateway.data_dir / "gateway.sqlite")
-    database.execute("UPDATE schema_version SET version = 99")
-    database.commit()
+def test_the_store_of_a_newer_gateway_is_refused(tmp_path: Path) -> None:
+    database = Database(database_url("", tmp_path))
+    with database.writing() as connection:
+        migrate(connection)
+        connection.execute(sa.update(schema_version).values(version=99))
     database.close()
-    command = [sys.executable, "-m", "halfreel_gateway", "--data-dir", str(own_gateway.data_dir), "--port", "0"]
+    command = [sys.executable, "-m", "halfreel_gateway", "--data-dir", str(tmp_path), "--port", "0"]
     done = subprocess.run([*command, "--metrics-port", "0"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert "the database's tables are of version 99, which a newer gateway made" in done.stderr
