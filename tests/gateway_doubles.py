@@ -7,6 +7,7 @@ that follows the schema, and an MP4 that plays.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import queue
 import threading
@@ -46,6 +47,15 @@ def make_clip(path: Path, request: Any, *, crf: str = "18", noisy: bool = False)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path.read_bytes()
+
+
+def last_frame(path: Path) -> bytes:
+    """The PNG of a clip's last frame."""
+    with av.open(str(path)) as container:
+        *_, frame = container.decode(video=0)
+    written = io.BytesIO()
+    frame.to_image().save(written, format="PNG")
+    return written.getvalue()
 
 
 class Behaviours:
@@ -174,6 +184,7 @@ class VideoDouble(video_pb2_grpc.VideoServiceServicer):
         self.step_s = 0.0
         self.crf = "18"
         self.noisy = False
+        self.words_only = False
         self.model_state = gpu_pb2.MODEL_STATE_AWAKE
         self._folder = folder
         self._lock = threading.Lock()
@@ -192,6 +203,8 @@ class VideoDouble(video_pb2_grpc.VideoServiceServicer):
             max_width_px=512,
             max_height_px=512,
             max_frame_count=70,
+            trades=["partial_guidance", "reuse_features"],
+            words_only=self.words_only,
         )
 
     def MemoryStatus(self, request: Any, context: grpc.ServicerContext) -> video_pb2.MemoryStatusResponse:
@@ -255,7 +268,18 @@ class VideoDouble(video_pb2_grpc.VideoServiceServicer):
             yield response(video_chunk=chunk)
         if behaviour == "unfinished":
             return
-        completed = response.Completed(size_bytes=len(data), sha256=digest, seed=request.seed, levers=levers)
+        completed = response.Completed(
+            size_bytes=len(data), sha256=digest, seed=request.seed, levers=levers, trades=request.trades
+        )
+        if request.last_frame and behaviour != "no_frame":
+            frame = last_frame(path)
+            for start in range(0, len(frame), CHUNK_BYTES):
+                piece = response.LastFrameChunk(offset_bytes=start, data=frame[start : start + CHUNK_BYTES])
+                yield response(last_frame_chunk=piece)
+            completed.last_frame_size_bytes = len(frame)
+            completed.last_frame_sha256 = hashlib.sha256(frame).hexdigest()
+            if behaviour == "corrupt_frame":
+                completed.last_frame_sha256 = hashlib.sha256(b"").hexdigest()
         completed.rungs.extend(["decode_chunk_2"] if behaviour == "plan" else [])
         for stage in (video_pb2.STAGE_KEYFRAME, video_pb2.STAGE_DENOISE):
             completed.stage_durations.add(stage=stage).duration.FromMilliseconds(5)

@@ -44,6 +44,7 @@ class ClipRequest:
     levers: Levers | None = None
     allow_cheaper: bool = False
     trades: tuple[str, ...] = ()
+    last_frame: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,14 @@ class VideoChunk:
 
 
 @dataclass(frozen=True, slots=True)
+class LastFrameChunk:
+    """A piece of the last frame's PNG, where it was asked for."""
+
+    offset_bytes: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class StageDuration:
     """What one stage took."""
 
@@ -119,9 +128,11 @@ class ClipCompleted:
     rungs: tuple[str, ...]
     nan_retry_count: int
     trades: tuple[str, ...]
+    last_frame_size_bytes: int
+    last_frame_sha256: str
 
 
-ClipEvent = Queued | Planned | StageStarted | Step | Preview | VideoChunk | ClipCompleted
+ClipEvent = Queued | Planned | StageStarted | Step | Preview | VideoChunk | LastFrameChunk | ClipCompleted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +159,8 @@ class VideoModel:
     max_frame_count: int
     max_waiting_request_count: int
     contract_version: str
+    trades: tuple[str, ...]
+    words_only: bool
 
 
 def clip_request(request: ClipRequest) -> video_pb2.GenerateRequest:
@@ -183,6 +196,8 @@ def _completed_from(message: video_pb2.GenerateResponse.Completed) -> ClipComple
         rungs=tuple(message.rungs),
         nan_retry_count=message.nan_retry_count,
         trades=tuple(message.trades),
+        last_frame_size_bytes=message.last_frame_size_bytes,
+        last_frame_sha256=message.last_frame_sha256,
     )
 
 
@@ -205,6 +220,8 @@ def clip_event_from(message: video_pb2.GenerateResponse) -> ClipEvent | None:
             return Preview(message.preview.jpeg, message.preview.step_index)
         case "video_chunk":
             return VideoChunk(message.video_chunk.offset_bytes, message.video_chunk.data)
+        case "last_frame_chunk":
+            return LastFrameChunk(message.last_frame_chunk.offset_bytes, message.last_frame_chunk.data)
         case "completed":
             return _completed_from(message.completed)
     return None
@@ -212,4 +229,5 @@ def clip_event_from(message: video_pb2.GenerateResponse) -> ClipEvent | None:
 
 def video_model_from(message: video_pb2.GetModelResponse) -> VideoModel:
     """The models of a message."""
-    return VideoModel(**{field.name: getattr(message, field.name) for field in fields(VideoModel)})
+    named = {field.name: getattr(message, field.name) for field in fields(VideoModel)}
+    return VideoModel(**{**named, "trades": tuple(message.trades)})

@@ -61,7 +61,9 @@ class FilmSettings:
 
     Ranges: scene_count 1 to 8; width_px and height_px 64 to 2,048, multiples of 8; fps 1 to 60; step_count 1 to 100;
     scene_seconds 1 to 30; motion_bucket 1 to 255; guidance_scale 1 to 20; temperature 0 to 2; seed 0 to 2^63 - 1.
-    With `allow_cheaper`, scenes that do not fit in memory are rendered in the first cheaper form that does.
+    With `allow_cheaper`, scenes that do not fit in memory are rendered in the first cheaper form that does. `trades`
+    names what of the clips' quality is given for time, as the video model offers it. With `continuous`, each scene but
+    the first starts from the last frame of the scene before.
     """
 
     scene_count: int | None = None
@@ -76,6 +78,8 @@ class FilmSettings:
     seed: int | None = None
     profile: MemoryProfile | None = None
     allow_cheaper: bool = False
+    trades: tuple[str, ...] = ()
+    continuous: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +106,14 @@ class FilmError:
 
 
 @dataclass(frozen=True, slots=True)
+class Picture:
+    """A finished PNG."""
+
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class StageFigure:
     """What one stage of a scene took: keyframe, encode, denoise, decode, mux."""
 
@@ -111,7 +123,10 @@ class StageFigure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """One scene of a film; `index` counts from 0. `variant` is the cheaper form it is rendered in, if it is in one."""
+    """One scene of a film; `index` counts from 0. `variant` is the cheaper form it is rendered in, if it is in one.
+
+    `last_frame` is there in a continuous film alone.
+    """
 
     index: int
     state: SceneState
@@ -128,6 +143,8 @@ class Scene:
     levers: Levers | None
     rungs: tuple[str, ...]
     variant: Variant | None
+    trades: tuple[str, ...] = ()
+    last_frame: Picture | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,7 +197,10 @@ def create_request(idea: str, settings: FilmSettings, request_id: str) -> gatewa
         if isinstance(value, MemoryProfile):
             value = profile_number(value)
         try:
-            setattr(message.settings, field.name, value)
+            if isinstance(value, tuple):
+                getattr(message.settings, field.name).extend(value)
+            else:
+                setattr(message.settings, field.name, value)
         except (ValueError, TypeError):
             raise _refused(f"settings.{field.name}", f"{value!r} does not fit this field") from None
     return message
@@ -208,7 +228,7 @@ def video_of(film: Film) -> Artifact:
 
 
 def _settings_from(message: gateway_pb2.FilmSettings) -> FilmSettings:
-    plain = {"profile", "allow_cheaper"}  # without presence: their defaults are values
+    plain = {"profile", "allow_cheaper", "trades", "continuous"}  # without presence: their defaults are values
     return FilmSettings(
         **{
             field.name: getattr(message, field.name)
@@ -217,6 +237,8 @@ def _settings_from(message: gateway_pb2.FilmSettings) -> FilmSettings:
         },
         profile=profile_from(message.profile),
         allow_cheaper=message.allow_cheaper,
+        trades=tuple(message.trades),
+        continuous=message.continuous,
     )
 
 
@@ -231,6 +253,11 @@ def artifact_from(message: gateway_pb2.Artifact) -> Artifact:
         fps=message.fps,
         duration_s=seconds_of(message.duration),
     )
+
+
+def picture_from(message: gateway_pb2.Picture) -> Picture:
+    """The picture of a message."""
+    return Picture(message.size_bytes, message.sha256)
 
 
 def film_error_from(message: gateway_pb2.FilmError) -> FilmError:
@@ -261,6 +288,8 @@ def scene_from(message: gateway_pb2.Scene) -> Scene:
         levers=levers_from(message.levers) if message.HasField("levers") else None,
         rungs=tuple(message.rungs),
         variant=variant_from(message.variant) if message.HasField("variant") else None,
+        trades=tuple(message.trades),
+        last_frame=picture_from(message.last_frame) if message.HasField("last_frame") else None,
     )
 
 

@@ -17,6 +17,7 @@ class Levers:
     feed_forward_chunk_count: int
     offload_idle_parts: bool
     stream_weights: bool
+    compiled: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,7 @@
 """Clips and films on disk: every file appears whole or not at all, under a name that no client chose.
 
     <data_dir>/clips/<sha256>.mp4     one file a clip, whichever films use it
+    <data_dir>/clips/<sha256>.png     the last frame of that clip, where a film needs it
     <data_dir>/films/<film_id>.mp4    a published film
 
 It does not know what is in the files, nor who refers to them.
@@ -22,7 +23,7 @@ from halfreel_gateway.failures import FileVanishedError, disk_full_failure
 from halfreel_gateway.folder_lock import is_held
 
 CLIPS, FILMS = "clips", "films"
-_FILE_NAME = re.compile(r"([0-9a-f]{64}|[0-9a-f]{32})\.mp4")
+_FILE_NAME = re.compile(r"[0-9a-f]{64}\.(mp4|png)|[0-9a-f]{32}\.mp4")
 _TEMPORARY_SUFFIX = ".part"
 _TEMPORARY_NAME = re.compile(r"\.(?P<owner>.+)-[0-9a-f]{16}\.part")
 _READ_BYTES = 1 << 20
@@ -49,6 +50,10 @@ class Artifacts:
     def clip(self, sha256: str) -> Path:
         """Where a clip is, or would be."""
         return self._named(CLIPS, sha256)
+
+    def last_frame(self, clip_sha256: str) -> Path:
+        """Where a clip's last frame is, or would be; it goes with the clip."""
+        return self._named(CLIPS, clip_sha256, "png")
 
     def film(self, film_id: str) -> Path:
         """Where a published film is, or would be."""
@@ -90,8 +95,9 @@ class Artifacts:
         return digest.hexdigest() == sha256
 
     def remove_clip(self, sha256: str) -> None:
-        """Removes a clip, if it is there."""
+        """Removes a clip and its last frame, if they are there."""
         self.clip(sha256).unlink(missing_ok=True)
+        self.last_frame(sha256).unlink(missing_ok=True)
 
     def remove_film(self, film_id: str) -> None:
         """Removes a published film, if it is there."""
@@ -146,8 +152,8 @@ class Artifacts:
         matches = [(path, _TEMPORARY_NAME.fullmatch(path.name)) for path in paths]
         return [(path, match["owner"]) for path, match in matches if match is not None]
 
-    def _named(self, folder: str, stem: str) -> Path:
-        name = f"{stem}.mp4"
+    def _named(self, folder: str, stem: str, kind: str = "mp4") -> Path:
+        name = f"{stem}.{kind}"
         if not _FILE_NAME.fullmatch(name):
             raise ValueError("a file's name is hexadecimal digits and nothing else")
         return self._root / folder / name

@@ -17,6 +17,8 @@ from halfreel_gateway.clip import DamagedVideoError, read_facts
 
 # A clip of 30 s at 60 frames a second of 2048x2048 at any sane rate is far smaller.
 MAX_CLIP_BYTES = 1 << 30
+# A picture that a video server would not take is of no use.
+MAX_FRAME_BYTES = 10 << 20
 
 
 class CorruptClipError(Exception):
@@ -34,6 +36,7 @@ class ClipReceiver:
         self._path = path
         self._digest = hashlib.sha256()
         self._size_bytes = 0
+        self._last_frame = bytearray()
         self._completed: video_pb2.GenerateResponse.Completed | None = None
 
     def __enter__(self) -> Self:
@@ -72,6 +75,20 @@ class ClipReceiver:
             raise CorruptClipError(f"it is larger than {MAX_CLIP_BYTES} bytes")
         self._digest.update(chunk.data)
         self._file.write(chunk.data)
+
+    def take_last_frame(self, chunk: video_pb2.GenerateResponse.LastFrameChunk) -> None:
+        """Takes one piece of the last frame.
+
+        Raises:
+            CorruptClipError: the piece does not follow the one before, or the picture is absurdly large.
+        """
+        if chunk.offset_bytes != len(self._last_frame):
+            raise CorruptClipError(
+                f"a piece of the last frame is for byte {chunk.offset_bytes}; byte {len(self._last_frame)} is next"
+            )
+        self._last_frame += chunk.data
+        if len(self._last_frame) > MAX_FRAME_BYTES:
+            raise CorruptClipError(f"its last frame is larger than {MAX_FRAME_BYTES} bytes")
 
     def complete(self, completed: video_pb2.GenerateResponse.Completed) -> None:
         """The server says that it has sent all."""
@@ -112,6 +129,19 @@ class ClipReceiver:
             fps=request.fps,
             duration=films.duration(float(facts.duration_s)),
         )
+
+    def last_frame(self) -> bytes:
+        """The PNG of the last frame, which was asked for.
+
+        Raises:
+            CorruptClipError: it is not what was announced.
+        """
+        frame = bytes(self._last_frame)
+        if not frame:
+            raise CorruptClipError("its last frame is missing")
+        if hashlib.sha256(frame).hexdigest() != self.completed.last_frame_sha256:
+            raise CorruptClipError("the SHA-256 of its last frame is not the one announced")
+        return frame
 
     def stage_figures(self) -> list[pb.StageFigure]:
         """What each stage took."""

@@ -35,6 +35,8 @@ class ScriptFollower:
     def wait_scene(self, film_id: str, index: int) -> bool:
         """Returns when the scene may be rendered: True, or False when the script has ended before it.
 
+        A scene of a continuous film waits for the clip before it.
+
         Raises:
             FilmEndedError: the film has ended.
         """
@@ -45,6 +47,9 @@ class ScriptFollower:
                 if films.has_ended(film.state):
                     raise FilmEndedError
                 written = index < len(film.scenes)
+                if written and film.settings.continuous and index and not _is_rendered(film.scenes[index - 1]):
+                    run.wait(_LOOK_EVERY_S)
+                    continue
                 if film.state > pb.Film.STATE_WRITING_SCRIPT:
                     return written
                 # Asked when the first words of the scene are there: only now is the language model awake for certain.
@@ -53,3 +58,7 @@ class ScriptFollower:
                 if written and overlaps:
                     return True
                 run.wait(_LOOK_EVERY_S)
+
+
+def _is_rendered(scene: pb.Scene) -> bool:
+    return scene.state == pb.Scene.STATE_SUCCEEDED

@@ -120,7 +120,7 @@ class FilmJoiner:
             for index in damaged:
                 scene = change.scenes[index].scene
                 scene.state = pb.Scene.STATE_QUEUED
-                for field in ("clip", "stages", "phase_peaks", "rungs"):
+                for field in ("clip", "stages", "phase_peaks", "rungs", "trades", "last_frame"):
                     scene.ClearField(field)
                 change.tell_scene(index)
         return damaged

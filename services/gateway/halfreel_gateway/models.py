@@ -105,6 +105,13 @@ def check_against_model(checks: Checks, settings: pb.FilmSettings, model: video_
         checks.between("settings.width_px", settings.width_px, 64, model.max_width_px)
     if settings.HasField("height_px"):
         checks.between("settings.height_px", settings.height_px, 64, model.max_height_px)
+    for trade in settings.trades:
+        checks.one_of("settings.trades", trade, model.trades)
+    checks.require(
+        not (settings.continuous and model.words_only),
+        "settings.continuous",
+        "is set; the video model renders from words alone and can't start from a picture",
+    )
     fps = settings.fps or model.default_fps
     shortest, longest = script.seconds_range(fps, model.max_frame_count)
     if settings.HasField("scene_seconds"):

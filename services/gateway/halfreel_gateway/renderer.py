@@ -29,6 +29,8 @@ STILL_MOTION_BUCKET = 20
 _STEPS_SHARE = 0.9
 # The database hears of a scene's progress so often at most.
 _PROGRESS_EVERY_S = 1.0
+# The steps of this process are woken at once; this is for a scene that another gateway has rendered.
+_LOOK_EVERY_S = 1.0
 
 CountAttempt = Callable[[str], None]
 
@@ -76,8 +78,32 @@ class SceneRenderer:
                 return
             self._artifacts.require_room(0)
             patience = Patience(run, self._announcer, "video")
-            while not self._attempt(_Attempt(run, index), _request(film, film.scenes[index], plan), patience):
+            image = self._first_picture(film, index, run)
+            while not self._attempt(_Attempt(run, index), _request(film, film.scenes[index], plan, image), patience):
                 film = self._store.film(film_id).film  # with the levers of the attempt that failed
+
+    def _first_picture(self, film: pb.Film, index: int, run: StepRun) -> bytes:
+        """The last frame of the scene before, in a continuous film, where that may be rendered again; else nothing.
+
+        Raises:
+            FilmFailedError: CLIP_CORRUPT; it is there no more.
+            FilmEndedError: the film has ended.
+        """
+        if not film.settings.continuous or not index:
+            return b""
+        while film.scenes[index - 1].state != pb.Scene.STATE_SUCCEEDED:
+            run.wait(_LOOK_EVERY_S)
+            film = self._store.film(film.film_id).film
+        before = film.scenes[index - 1]
+        path, told = self._artifacts.last_frame(before.clip.sha256), before.last_frame
+        if not self._artifacts.is_intact(path, told.sha256, told.size_bytes):
+            raise FilmFailedError(
+                grpc.StatusCode.DATA_LOSS,
+                "CLIP_CORRUPT",
+                f"The last frame of scene {index - 1} is damaged on the gateway's disk; check the disk, and make the"
+                " film again.",
+            )
+        return path.read_bytes()
 
     def _attempt(self, attempt: _Attempt, request: video_pb2.GenerateRequest, patience: Patience) -> bool:
         """Whether the clip is stored; False when it may be tried again now."""
@@ -133,11 +159,14 @@ class SceneRenderer:
                         self._begin(film_id, index)
                     if event.HasField("video_chunk"):
                         receiver.take(event.video_chunk)
+                    elif event.HasField("last_frame_chunk"):
+                        receiver.take_last_frame(event.last_frame_chunk)
                     elif event.HasField("completed"):
                         receiver.complete(event.completed)
                     else:
                         self._tell(attempt, event)
             clip = receiver.checked(request)
+            last_frame = self._publish_last_frame(receiver, clip) if request.last_frame else None
             self._artifacts.publish(path, self._artifacts.clip(clip.sha256))
         with self._store.change(film_id) as change:
             record = change.scenes[index]
@@ -150,7 +179,18 @@ class SceneRenderer:
             record.scene.stages.extend(receiver.stage_figures())
             record.scene.phase_peaks.extend(completed.phase_peaks)
             record.scene.rungs.extend(completed.rungs)
+            record.scene.trades.extend(completed.trades)
+            if last_frame is not None:
+                record.scene.last_frame.CopyFrom(last_frame)
             change.tell_scene(index)
+
+    def _publish_last_frame(self, receiver: ClipReceiver, clip: pb.Artifact) -> pb.Picture:
+        """Keeps the last frame beside its clip, before the clip is there."""
+        frame = receiver.last_frame()
+        with self._artifacts.temporary(CLIPS) as path:
+            path.write_bytes(frame)
+            self._artifacts.publish(path, self._artifacts.last_frame(clip.sha256))
+        return pb.Picture(size_bytes=len(frame), sha256=receiver.completed.last_frame_sha256)
 
     def _keep_plan(self, film_id: str, index: int, plan: video_pb2.GenerateResponse.Planned) -> None:
         """Stores what decides the clip's bytes, so that it is rendered so again whenever it must be."""
@@ -220,7 +260,7 @@ def _become(request: video_pb2.GenerateRequest, variant: video_pb2.Variant) -> N
     request.height_px = variant.height_px or request.height_px
 
 
-def _request(film: pb.Film, scene: pb.Scene, plan: RenderPlan) -> video_pb2.GenerateRequest:
+def _request(film: pb.Film, scene: pb.Scene, plan: RenderPlan, image: bytes) -> video_pb2.GenerateRequest:
     request = video_pb2.GenerateRequest(
         request_id=f"{film.film_id}-scene-{scene.index}",
         prompt=scene.picture,
@@ -229,6 +269,9 @@ def _request(film: pb.Film, scene: pb.Scene, plan: RenderPlan) -> video_pb2.Gene
         fps=plan.fps,
         frame_count=scene.requested_duration.seconds * plan.fps,
         seed=scene.seed,
+        image=image,
+        trades=film.settings.trades,
+        last_frame=film.settings.continuous,
     )
     settings = film.settings
     request.profile, request.allow_cheaper = settings.profile, settings.allow_cheaper

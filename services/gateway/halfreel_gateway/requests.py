@@ -23,6 +23,7 @@ MAX_REQUEST_ID_CHARACTERS = 128
 MAX_IDEA_CHARACTERS = 2000
 DEFAULT_PAGE_SIZE = 50
 MAX_PAGE_SIZE = 500
+MAX_TRADE_COUNT = 8
 
 # The contract's ranges; what the video model allows is less, and is checked when it is known.
 _RANGES: dict[str, tuple[float, float]] = {
@@ -39,6 +40,7 @@ _RANGES: dict[str, tuple[float, float]] = {
 }
 _MULTIPLES_OF_8 = ("width_px", "height_px")
 _REQUEST_ID = re.compile(r"[!-~]+")
+_TRADE = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _FILM_ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -71,6 +73,13 @@ def check_create(request: pb.CreateFilmRequest, model: video_pb2.GetModelRespons
         "settings.profile",
         f"is {profile}; it must be one of {', '.join(gpu_pb2.MemoryProfile.keys())}",
     )
+    trades = request.settings.trades
+    checks.require(
+        len(trades) <= MAX_TRADE_COUNT and all(_TRADE.fullmatch(trade) for trade in trades),
+        "settings.trades",
+        f"are not at most {MAX_TRADE_COUNT} names in small letters; the video server's GetModel tells those there are",
+    )
+    checks.require(len(set(trades)) == len(trades), "settings.trades", "names a trade twice; name each at most once")
     if in_range and model is not None:
         check_against_model(checks, request.settings, model)
     checks.done()

@@ -19,6 +19,7 @@ class ClipRequest:
     Sizes are in pixels and multiples of 8. `image`, when there is one, is RGB and has the clip's own size; without
     one, the first picture is drawn from `prompt`. `guidance_scale` 1 switches guidance off. At most
     `segment_frame_count` frames are rendered at once. `trades` names what of its quality is given for time.
+    `last_frame` asks for the last frame as a picture too.
     """
 
     request_id: str
@@ -36,6 +37,7 @@ class ClipRequest:
     levers: Levers
     segment_frame_count: int
     trades: tuple[str, ...] = ()
+    last_frame: bool = False
 
 
 def segment_frame_counts(frame_count: int, clip_frame_count: int) -> tuple[int, ...]:

@@ -49,7 +49,10 @@ class Preview:
 
 @dataclass(frozen=True)
 class ClipDone:
-    """The finished MP4, what it took, how it was laid out, and what was given up or done again on the way."""
+    """The finished MP4, what it took, how it was laid out, and what was given up or done again on the way.
+
+    `last_frame` is a PNG, empty where it was not asked for.
+    """
 
     mp4: bytes
     sha256: str
@@ -60,6 +63,7 @@ class ClipDone:
     levers: Levers
     rungs: Sequence[str] = ()
     nan_retry_count: int = 0
+    last_frame: bytes = b""
 
 
 Event = StageStarted | StepDone | Preview | ClipDone

@@ -31,6 +31,7 @@ from halfreel_video.ladder import Ladder
 from halfreel_video.layout import IMAGE_ENCODER, KEYFRAME, UNET, VAE
 from halfreel_video.model import VideoModel
 from halfreel_video.mp4 import Mp4Writer
+from halfreel_video.picture import encode_picture
 from halfreel_video.shortage import is_shortage, shortage_error
 from halfreel_video.svd import Conditioning, Denoising, NanDetected, decode_chunk, embed, encode
 
@@ -70,6 +71,7 @@ class ClipJob:
         self._segments = segment_frame_counts(clip.frame_count, clip.segment_frame_count)
         self._stage_s: dict[Stage, float] = {}
         self._step_s: list[float] = []
+        self._last_frame = b""
 
     def steps(self, token: CancelToken) -> Iterator[Event]:
         """Does the work, in the engine's thread.
@@ -119,6 +121,7 @@ class ClipJob:
             levers=levers,
             rungs=tuple(self._ladder.rungs),
             nan_retry_count=self._nan_retry_count,
+            last_frame=self._last_frame,
         )
 
     def _render(self, token: CancelToken) -> Generator[Event, None, bytes]:
@@ -139,6 +142,8 @@ class ClipJob:
                 # What is left of it: frames are encoded while those that follow are decoded.
                 yield self._started(Stage.MUX, index)
             with self._stage(Stage.MUX):
+                if clip.last_frame:
+                    self._last_frame = encode_picture(picture)
                 return writer.finish()
 
     def _denoise(

@@ -32,6 +32,7 @@ class Levers:
         offload_idle_parts: parts of the model are on the device only while they work.
         stream_weights: the UNet's weights pass through the device ahead of their use; implies that its own weights are
             not kept there.
+        compiled: blocks run as code compiled for the device, where it is ready.
     """
 
     decode_chunk_frame_count: int = 8
@@ -40,6 +41,7 @@ class Levers:
     feed_forward_chunk_count: int = 1
     offload_idle_parts: bool = False
     stream_weights: bool = False
+    compiled: bool = False
 
     @classmethod
     def read(cls, message: Message) -> Levers:
@@ -56,6 +58,7 @@ class Levers:
             feed_forward_chunk_count=message.feed_forward_chunk_count or 1,
             offload_idle_parts=message.offload_idle_parts,
             stream_weights=message.stream_weights,
+            compiled=message.compiled,
         )
         checks.between(
             "levers.decode_chunk_frame_count", levers.decode_chunk_frame_count, 1, MAX_DECODE_CHUNK, "frames"
@@ -76,6 +79,7 @@ class Levers:
             feed_forward_chunk_count=self.feed_forward_chunk_count,
             offload_idle_parts=self.offload_idle_parts,
             stream_weights=self.stream_weights,
+            compiled=self.compiled,
         )
 
     def differences(self, other: Levers) -> Iterator[tuple[str, str]]:
@@ -92,13 +96,17 @@ class Levers:
         ]
 
     def with_saving(self) -> Levers:
-        """The same with every lever of the denoising pulled; the decode chunk and the attention stay."""
+        """The same with every lever of the denoising pulled; the decode chunk and the attention stay.
+
+        What was compiled knows nothing of feed-forward layers in parts.
+        """
         return replace(
             self,
             split_guidance=True,
             feed_forward_chunk_count=max(SAVER_CHUNK_COUNT, self.feed_forward_chunk_count),
             offload_idle_parts=True,
             stream_weights=True,
+            compiled=False,
         )
 
 

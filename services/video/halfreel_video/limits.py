@@ -195,6 +195,7 @@ class Limits:
             levers=choice.levers,
             segment_frame_count=wish.segment_frame_count,
             trades=tuple(request.trades),
+            last_frame=request.last_frame,
         )
 
     def value(self, request: video_pb2.GenerateRequest, field: str) -> float:

@@ -1,4 +1,4 @@
-"""A client's picture: told by its header, decoded, turned upright and fitted to the clip.
+"""A client's picture: told by its header, decoded, turned upright and fitted to the clip; and a picture for a client.
 
 Runs in a thread of its own, never on the event loop. Knows nothing of models.
 """
@@ -54,6 +54,13 @@ def decode_picture(data: bytes, width_px: int, height_px: int) -> Image.Image:
         except Exception:  # Pillow raises many kinds of exceptions on a damaged file
             raise _invalid("image is damaged or cut short; send the whole file") from None
     return ImageOps.fit(upright, (width_px, height_px), Image.Resampling.LANCZOS)
+
+
+def encode_picture(picture: Image.Image) -> bytes:
+    """A picture as a PNG, which loses nothing: `decode_picture` gives its pixels back."""
+    written = io.BytesIO()
+    picture.save(written, format="PNG")
+    return written.getvalue()
 
 
 def _flat_rgb(picture: Image.Image) -> Image.Image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
@@ -15,9 +16,10 @@ from halfreel_video.limits import Limits
 from halfreel_video.model import VideoModel
 from halfreel_video.planner import Choice
 from halfreel_video.text_model import TextModel
+from halfreel_video.trades import TEXT_TRADES, TRADES
 
 CONTRACT_VERSION = "1.0"
-CHUNK_BYTES = 512 * 1024  # of the MP4 in one message; the contract allows 1 MiB
+CHUNK_BYTES = 512 * 1024  # of the MP4 or a picture in one message; the contract allows 1 MiB
 
 Response = video_pb2.GenerateResponse
 
@@ -55,6 +57,9 @@ def responses(
         for offset in range(0, len(event.mp4), CHUNK_BYTES):
             data = event.mp4[offset : offset + CHUNK_BYTES]
             yield Response(video_chunk=Response.VideoChunk(offset_bytes=offset, data=data))
+        for offset in range(0, len(event.last_frame), CHUNK_BYTES):
+            data = event.last_frame[offset : offset + CHUNK_BYTES]
+            yield Response(last_frame_chunk=Response.LastFrameChunk(offset_bytes=offset, data=data))
         yield Response(completed=_completed(event, clip, model))
 
 
@@ -85,6 +90,8 @@ def model_response(
         max_frame_count=limits.high("frame_count"),
         max_waiting_request_count=max_waiting_request_count,
         contract_version=CONTRACT_VERSION,
+        trades=TEXT_TRADES if isinstance(model, TextModel) else TRADES,
+        words_only=isinstance(model, TextModel),
     )
 
 
@@ -112,6 +119,8 @@ def _completed(
         rungs=done.rungs,
         nan_retry_count=done.nan_retry_count,
         trades=clip.trades,
+        last_frame_size_bytes=len(done.last_frame),
+        last_frame_sha256=hashlib.sha256(done.last_frame).hexdigest() if done.last_frame else "",
     )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 
 import torch
+from PIL import Image
 
 from halfreel_runtime.cancel import CancelToken
 from halfreel_runtime.errors import OutOfMemory
@@ -22,6 +23,7 @@ from halfreel_video.clip import ClipRequest
 from halfreel_video.events import ClipDone, Event, Preview, Stage, StageStarted, StepDone
 from halfreel_video.frame_writer import FrameWriter
 from halfreel_video.mp4 import Mp4Writer
+from halfreel_video.picture import encode_picture
 from halfreel_video.shortage import is_shortage, shortage_error
 from halfreel_video.svd import NanDetected
 from halfreel_video.text_model import TextModel
@@ -49,6 +51,7 @@ class TextClipJob:
         self._stage_s: dict[Stage, float] = {}
         self._step_s: list[float] = []
         self._nan_retry_count = 0
+        self._last_frame = b""
 
     def steps(self, token: CancelToken) -> Iterator[Event]:
         """Does the work, in the engine's thread.
@@ -91,6 +94,7 @@ class TextClipJob:
             phase_peaks=usage.phase_peaks,
             levers=self._model.levers,
             nan_retry_count=self._nan_retry_count,
+            last_frame=self._last_frame,
         )
 
     def _render(self, token: CancelToken) -> Generator[Event, None, bytes]:
@@ -121,10 +125,13 @@ class TextClipJob:
                 for frames in decode(pipeline, denoising.latents):
                     for frame in frames[:wanted]:
                         writer.add(frame)
+                        last = frame
                     wanted = max(0, wanted - len(frames))
                     token.raise_if_cancelled()
             yield self._started(Stage.MUX)
             with self._stage(Stage.MUX):
+                if clip.last_frame:
+                    self._last_frame = encode_picture(Image.fromarray(last))
                 return writer.finish()
 
     def _step(self, denoising: WanDenoising) -> torch.Tensor:

@@ -29,7 +29,7 @@ from halfreel_video.replies import model_response, responses
 from halfreel_video.settings import SERVICE, VideoSettings
 from halfreel_video.text_job import TextClipJob
 from halfreel_video.text_model import TextModel
-from halfreel_video.trades import PARTIAL_GUIDANCE, check_trades
+from halfreel_video.trades import TEXT_TRADES, check_trades
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -124,7 +124,7 @@ def _check_words(request: video_pb2.GenerateRequest, model: TextModel) -> None:
     if request.HasField("levers"):
         same = Levers.read(request.levers) == model.levers
         checks.require(same, "levers", f"are not this model's, which has one way: {chunk} frames decoded at once")
-    check_trades(request.trades, checks, (PARTIAL_GUIDANCE.name,))
+    check_trades(request.trades, checks, TEXT_TRADES)
     checks.done()
 
 
@@ -146,4 +146,5 @@ def _clip(request: video_pb2.GenerateRequest, limits: Limits, model: TextModel) 
         levers=model.levers,
         segment_frame_count=frame_count,
         trades=tuple(request.trades),
+        last_frame=request.last_frame,
     )

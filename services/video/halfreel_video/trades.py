@@ -41,6 +41,7 @@ class ReuseFeatures:
 
 PARTIAL_GUIDANCE, REUSE_FEATURES = PartialGuidance(), ReuseFeatures()
 TRADES = (PARTIAL_GUIDANCE.name, REUSE_FEATURES.name)
+TEXT_TRADES = (PARTIAL_GUIDANCE.name,)  # of a text-to-video model, which has no deep blocks of this kind
 
 
 def check_trades(trades: Sequence[str], checks: Checks, allowed: Sequence[str] = TRADES) -> None:

@@ -160,10 +160,13 @@ def test_what_was_made_cheaper_is_said() -> None:
     cheap = scene(0, SceneState.SUCCEEDED, clip=clip, variant=variant, rungs=("decode_chunk_1",))
     assert cheaper_text(cheap) == "; made cheaper to fit: 64x32, decode chunk 1"
     assert cheaper_text(scene(0)) == ""
+    assert cheaper_text(scene(0, trades=("reuse_features",))) == "; quality given for time: reuse features"
 
 
 def test_a_profile_goes_into_the_message_and_comes_back() -> None:
-    asked = FilmSettings(profile=MemoryProfile.SAVER, allow_cheaper=True, seed=3)
+    asked = FilmSettings(
+        profile=MemoryProfile.SAVER, allow_cheaper=True, seed=3, trades=("partial_guidance",), continuous=True
+    )
     message = create_request("an idea", asked, "r").settings
     assert message.profile == gpu_pb2.MEMORY_PROFILE_SAVER
     assert _settings_from(message) == asked

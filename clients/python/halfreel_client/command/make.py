@@ -61,6 +61,13 @@ def make_command(
     allow_cheaper: Annotated[
         bool, typer.Option("--allow-cheaper", help="Scenes that do not fit in memory are rendered smaller.")
     ] = False,
+    trade: Annotated[
+        list[str] | None,
+        typer.Option(help="Quality for time: partial_guidance or reuse_features; may be given twice. Default: none."),
+    ] = None,
+    continuous: Annotated[
+        bool, typer.Option("--continuous", help="One shot: each scene starts from the last frame of the one before.")
+    ] = False,
     address: Address = None,
     data_dir: DataDir = None,
     json: Json = False,
@@ -82,6 +89,8 @@ def make_command(
         seed=seed,
         profile=None if profile is None else MemoryProfile(profile),
         allow_cheaper=allow_cheaper,
+        trades=tuple(trade or ()),
+        continuous=continuous,
     )
     if json:
         speak_json(context)

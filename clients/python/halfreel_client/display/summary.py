@@ -63,11 +63,13 @@ def summary_of(film: Film, memory: Iterable[ServerMemory] = ()) -> Summary:
 
 
 def cheaper_text(scene: Scene) -> str:
-    """What was given up to render a scene within the memory that there was; empty where nothing was."""
+    """What was given up of a scene, to render it within the memory that there was or for time; mostly empty."""
     given_up = [rung.replace("_", " ") for rung in scene.rungs]
     if scene.variant is not None and scene.clip is not None:
         given_up.insert(0, f"{scene.clip.width_px}x{scene.clip.height_px}")
-    return f"; made cheaper to fit: {', '.join(given_up)}" if given_up else ""
+    cheaper = f"; made cheaper to fit: {', '.join(given_up)}" if given_up else ""
+    traded = [trade.replace("_", " ") for trade in scene.trades]
+    return cheaper + (f"; quality given for time: {', '.join(traded)}" if traded else "")
 
 
 def _loads(kind: str, memory: Iterable[ServerMemory]) -> list[PhasePeak]:
