@@ -60,36 +60,71 @@ def test_a_service_that_is_not_installed_is_named(run: Any, monkeypatch: pytest.
     assert "halfreel_video is not installed here" in done.output
 
 
-ROWS = [
-    {
-        "precision": "fp32",
-        "levers": "balanced",
-        "load_s": 1.0,
-        "nan_count": 0,
-        "seconds": 4.0,
-        "peak_reserved_bytes": {"denoise": 2**31, "decode": 2**30},
-        "weight_bytes": 2**29,
-        "psnr_db": None,
-        "ssim": 1.0,
-    },
-    {"precision": "fp16", "levers": "saver", "load_s": 0.5, "nan_count": 1, "failed": "no numbers"},
-]
+ROWS = {
+    "halfreel_llm.bench": [
+        {
+            "part": "text",
+            "precision": "int8",
+            "levers": "",
+            "load_s": 0.25,
+            "nan_count": 0,
+            "seconds": 2.0,
+            "weight_bytes": 2**20,
+            "peak_reserved_bytes": {"load": 2**22},
+            "token_agreement": 0.984375,
+            "kl_nats": 0.00012,
+        }
+    ],
+    "halfreel_video.bench": [
+        {
+            "part": "video",
+            "precision": "fp32",
+            "levers": "balanced",
+            "load_s": 1.0,
+            "nan_count": 0,
+            "seconds": 4.0,
+            "peak_reserved_bytes": {"denoise": 2**31, "decode": 2**30},
+            "weight_bytes": 2**29,
+            "psnr_db": None,
+            "ssim": 1.0,
+        },
+        {
+            "part": "video",
+            "precision": "fp16",
+            "levers": "saver",
+            "load_s": 0.5,
+            "nan_count": 1,
+            "weight_bytes": 2**28,
+            "failed": "no numbers",
+        },
+    ],
+}
 
 
 def test_a_benchmark_is_a_table_a_page_and_a_picture(run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from PIL import Image
 
-    monkeypatch.setattr(bench, "run_module", lambda _module, _flags: iter(ROWS))
+    asked: list[tuple[str, list[str]]] = []
+
+    def measured(module: str, flags: list[str]) -> Any:
+        asked.append((module, flags))
+        return iter(ROWS[module])
+
+    monkeypatch.setattr(bench, "run_module", measured)
     page, picture = tmp_path / "bench.md", tmp_path / "bench.png"
-    done = run("bench", "precision", "--markdown", str(page), "--plot", str(picture))
+    done = run("bench", "precision", "--markdown", str(page), "--plot", str(picture), "--frames", "4", "--tokens", "9")
     assert done.exit_code == 0
+    assert asked == [("halfreel_llm.bench", ["--tokens", "9"]), ("halfreel_video.bench", ["--frames", "4"])]
     assert "2.0 GiB" in done.output
     assert "same" in done.output
     lines = page.read_text().splitlines()
-    assert len(lines) == 4
-    assert lines[2] == "| fp32 | balanced | 1.0 s | 2.0 GiB | 4.0 s | same | 1.0000 | 0 |"
+    assert lines[2:] == [
+        "| text | int8 | - | 0.2 s | 4.0 MiB | 2.0 s | 98.4% of tokens | 1.2e-04 nats | 0 |",
+        "| video | fp32 | balanced | 1.0 s | 2.0 GiB | 4.0 s | SSIM 1.0000 | same | 0 |",
+        "| video | fp16 | saver | 0.5 s | - | - | - | - | 1 |",
+    ]
     with Image.open(picture) as drawn:
         assert drawn.format == "PNG"
         assert drawn.height > 60
     rows = [json.loads(line) for line in run("bench", "precision", "--json").output.splitlines()]
-    assert rows == ROWS
+    assert rows == [row for part in ROWS.values() for row in part]

@@ -18,7 +18,10 @@ from halfreel_client.display.as_json import json_line
 
 bench_app = typer.Typer(no_args_is_help=True, help="Measures the models as they are configured on this machine.")
 _PLAIN_COLUMNS = 140
-_HEADS = ("precision", "levers", "load", "peak", "time", "PSNR", "SSIM", "NaN")
+_HEADS = ("model", "precision", "levers", "load", "peak", "time", "likeness to FP32", "", "NaN")
+_TEXT, _VIDEO = "text", "video"
+# Each is measured by the server's own package.
+_MODULES = {_TEXT: "halfreel_llm.bench", _VIDEO: "halfreel_video.bench"}
 
 
 @bench_app.callback()
@@ -29,25 +32,41 @@ def _root() -> None:
 @bench_app.command("precision")
 def precision_command(
     context: typer.Context,
+    frames: Annotated[
+        int | None, typer.Option("--frames", metavar="N", help="Frames of the clip; on a CPU 2 if left out.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", metavar="N", help="Denoising steps of the clip; on a CPU 2 if left out.")
+    ] = None,
+    tokens: Annotated[int, typer.Option("--tokens", metavar="N", help="Tokens of each of four replies.")] = 32,
     markdown: Annotated[
         Path | None, typer.Option("--markdown", metavar="FILE", help="Write the table there as well.")
     ] = None,
-    plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE.png", help="Draw memory and time there.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE.png", help="Draw memory, time and likeness there.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Renders one clip in FP32, FP16 and BF16 with each set of levers: memory, time, and likeness to FP32.
+    """Writes replies and renders a clip in FP32, FP16, BF16 and 8 bits: memory, time, and likeness to FP32.
 
-    Likeness means something for trained models alone, such as the embedded ones. Takes the GPU for itself.
+    The clip is rendered with each set of levers. Likeness means something for trained models alone, such as the
+    embedded ones. Takes the GPU for itself.
     """
     if json:
         speak_json(context)
+    flags = {_TEXT: ["--tokens", str(tokens)], _VIDEO: []}
+    for name, count in (("--frames", frames), ("--steps", steps)):
+        flags[_VIDEO] += [name, str(count)] if count is not None else []
     rows = []
-    for row in run_module("halfreel_video.bench", []):
-        rows.append(row)
-        if json:
-            typer.echo(json_line(row))
-        elif sys.stderr.isatty():
-            typer.echo(f"{row['precision']} {row['levers']}", err=True)
+    for part, module in _MODULES.items():
+        if not json and sys.stderr.isatty():
+            typer.echo(f"{part}: FP32 first", err=True)
+        for row in run_module(module, flags[part]):
+            rows.append(row)
+            if json:
+                typer.echo(json_line(row))
+            elif sys.stderr.isatty():
+                typer.echo(f"{_label(row)}: {row.get('seconds', 0.0):.1f} s", err=True)
     if not rows:
         raise CommandError("nothing was measured", ExitCode.FAILED)
     cells = [_cells(row) for row in rows]
@@ -61,28 +80,38 @@ def precision_command(
         markdown.write_text("".join(f"| {' | '.join(each)} |\n" for each in lines), encoding="utf-8")
     if plot is not None:
         try:
-            from halfreel_client.display.bars import draw_bars
+            from halfreel_client.display.bars import Bar, draw_bars
         except ImportError:
             raise CommandError("drawing needs Pillow: pip install 'halfreel-client[sheet]'", ExitCode.USAGE) from None
-        draw_bars(plot, [(f"{row['precision']} {row['levers']}", _peak(row), row.get("seconds", 0.0)) for row in rows])
+        draw_bars(plot, [Bar(row["part"], _label(row), _peak(row), row.get("seconds"), _likeness(row)) for row in rows])
+
+
+def _label(row: dict[str, Any]) -> str:
+    return " ".join(each for each in (row["part"], row["precision"], row["levers"]) if each)
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    began = (row["part"], row["precision"], row["levers"] or "-", f"{row['load_s']:.1f} s")
     if "failed" in row:
-        return (row["precision"], row["levers"], f"{row['load_s']:.1f} s", "-", "-", "-", "-", str(row["nan_count"]))
-    peak = _peak(row)
-    return (
-        row["precision"],
-        row["levers"],
-        f"{row['load_s']:.1f} s",
-        bytes_text(peak) if peak else "-",
-        f"{row['seconds']:.1f} s",
-        f"{row['psnr_db']:.1f} dB" if row["psnr_db"] is not None else "same",
-        f"{row['ssim']:.4f}",
-        str(row["nan_count"]),
-    )
+        return (*began, "-", "-", "-", "-", str(row["nan_count"]))
+    took = (bytes_text(_peak(row)), f"{row['seconds']:.1f} s")
+    if row["part"] == _TEXT:
+        divergence = row["kl_nats"]
+        alike = (
+            f"{row['token_agreement']:.1%} of tokens",
+            f"{divergence:.1e} nats" if divergence is not None else "no numbers",
+        )
+    else:
+        alike = (f"SSIM {row['ssim']:.4f}", f"{row['psnr_db']:.1f} dB" if row["psnr_db"] is not None else "same")
+    return (*began, *took, *alike, str(row["nan_count"]))
 
 
 def _peak(row: dict[str, Any]) -> int:
-    """The largest reserved bytes; on a CPU, which reserves nothing, the weights."""
-    return max(row.get("peak_reserved_bytes", {}).values(), default=0) or int(row.get("weight_bytes", 0))
+    """The largest bytes of all phases; the weights, where none is known."""
+    return max(row.get("peak_reserved_bytes", {}).values(), default=0) or int(row["weight_bytes"])
+
+
+def _likeness(row: dict[str, Any]) -> float | None:
+    """1 where it is as FP32; the share of equal tokens, or SSIM."""
+    likeness: float | None = row.get("token_agreement" if row["part"] == _TEXT else "ssim")
+    return likeness

@@ -54,18 +54,25 @@ class ChargedVideo:
     limits: Limits
 
     @classmethod
-    def of(cls, small: VideoModel, allocator: SimulatedAllocator, sleeper: Sleeper | None = None) -> ChargedVideo:
+    def of(
+        cls,
+        small: VideoModel,
+        allocator: SimulatedAllocator,
+        memory: MemoryMonitor | None = None,
+        sleeper: Sleeper | None = None,
+    ) -> ChargedVideo:
         """Puts a model that was loaded for this alone on a card.
 
         Args:
             small: on the CPU, in FP32.
             allocator: of the process on the card.
-            sleeper: of a server that takes turns; its memory is the card's. None for one that has the card alone.
+            memory: that reads the allocator; None makes one.
+            sleeper: of a server that takes turns; None for one that has the card alone.
         """
         architecture = Architecture.from_json(shipped_architecture())
         estimate = Estimate(architecture, shipped(_DTYPE), _DTYPE)
         device, capacity = simulated_device(), allocator.card.capacity_bytes
-        memory = sleeper.memory if sleeper is not None else MemoryMonitor(device, source=SimulatedSource(allocator))
+        memory = memory or MemoryMonitor(device, source=SimulatedSource(allocator))
         defaults = ClipDefaults(1024, 576, 25, 25, 7, 127, 3.0)
         model = replace(
             small,
