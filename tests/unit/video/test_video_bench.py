@@ -28,7 +28,7 @@ def test_each_set_of_levers_is_measured_and_held_against_fp32(
     full, moved, cut = rows
     assert (full["psnr_db"], full["ssim"]) == (moved["psnr_db"], moved["ssim"]) == (None, 1.0)
     assert 20 < cut["psnr_db"] < 80  # the decoder looks at neighbours
-    assert 0.8 < cut["ssim"] < 1
+    assert 0.3 < cut["ssim"] < 0.99
 
 
 @pytest.mark.parametrize(
