@@ -44,7 +44,7 @@ def video_on(folders: tuple[Path, Path]) -> MakeVideo:
 
 def run(video: ChargedVideo, clip: Any) -> tuple[ClipDone, int]:
     """What came of it, and how many steps were done."""
-    events = list(video.job_of(clip).steps(CancelToken()))
+    events = list(video.steps_of(clip)(CancelToken()))
     assert isinstance(events[-1], ClipDone)
     assert video.leaked_bytes == 0
     return events[-1], sum(isinstance(each, StepDone) for each in events)

@@ -5,12 +5,14 @@ Knows no server.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import TypeAlias, cast
 
 import torch
 
 from halfreel.video.v1 import video_pb2
+from halfreel_runtime.cancel import CancelToken
 from halfreel_runtime.memory import MemoryMonitor
 from halfreel_runtime.memory_limit import MemoryLimit
 from halfreel_runtime.plan import Profile
@@ -22,6 +24,7 @@ from halfreel_video.architecture import Architecture
 from halfreel_video.clip import ClipRequest
 from halfreel_video.coefficients import shipped, shipped_architecture
 from halfreel_video.estimate import Estimate
+from halfreel_video.events import Event
 from halfreel_video.job import ClipJob
 from halfreel_video.limits import Limits
 from halfreel_video.model import ClipDefaults, VideoModel
@@ -30,6 +33,7 @@ from halfreel_video.settings import VideoSettings
 from halfreel_video.sleeping import SleepingVideo
 from halfreel_video.testing.charged_layout import ChargedLayout
 
+Steps: TypeAlias = Callable[[CancelToken], Iterator[Event]]
 _SIDE_PX = 64  # of what is really drawn
 _DTYPE = "float16"
 
@@ -112,19 +116,24 @@ class ChargedVideo:
         self.limits.check(request)
         return self.admission.admit(request)[0]
 
-    def job(self, request: video_pb2.GenerateRequest, choice: Choice) -> ClipJob:
-        """The clip as it was admitted, of the same frames and steps, drawn in a corner of its size."""
+    def steps(self, request: video_pb2.GenerateRequest, choice: Choice) -> Steps:
+        """The work on a clip as it was admitted, of the same frames and steps, drawn in a corner of its size."""
         clip = self.limits.clip(request, choice, request.request_id or "charged", None)
-        return self.job_of(clip, predictions(choice, self.model))
+        return self.steps_of(clip, predictions(choice, self.model))
 
-    def job_of(self, clip: ClipRequest, predicted_bytes: dict[str, int] | None = None) -> ClipJob:
-        """A clip's work, whoever let it in."""
-        self.layout.shape = replace(
-            self.layout.shape,
-            width_px=clip.width_px,
-            height_px=clip.height_px,
-            guided=clip.guidance_scale > 1,
-            drawn=clip.image is None,
-        )
+    def steps_of(self, clip: ClipRequest, predicted_bytes: dict[str, int] | None = None) -> Steps:
+        """The work on a clip, whoever let it in; in the engine's thread, as a job's."""
         small = replace(clip, width_px=_SIDE_PX, height_px=_SIDE_PX)
-        return ClipJob(self.model, small, self.memory, predicted_bytes)
+        job = ClipJob(self.model, small, self.memory, predicted_bytes)
+
+        def steps(token: CancelToken) -> Iterator[Event]:
+            self.layout.shape = replace(
+                self.layout.shape,
+                width_px=clip.width_px,
+                height_px=clip.height_px,
+                guided=clip.guidance_scale > 1,
+                drawn=clip.image is None,
+            )
+            yield from job.steps(token)
+
+        return steps
