@@ -8,6 +8,7 @@ What a card says of the model itself stands in cards/<name>.md; numbers are read
 import argparse
 import csv
 import hashlib
+import json
 import math
 import shutil
 import sys
@@ -33,6 +34,8 @@ def main() -> None:
     if target.exists():
         shutil.rmtree(target)
     shutil.copytree(read.folder, target, ignore=shutil.ignore_patterns(*_LEFT_OUT))
+    for path in target.rglob("*.json"):
+        forget_origin(path)
     if read.before:
         chain(read.before / "losses.csv", target / "losses.csv")
     with (target / "losses.csv").open(encoding="utf-8", newline="") as log:
@@ -40,6 +43,13 @@ def main() -> None:
     (target / "losses.svg").write_text(curve(rows), encoding="utf-8")
     (target / "README.md").write_text(card(read.name, target, read.trained, rows), encoding="utf-8")
     sys.stdout.write(f"{target} {total_bytes(target)} bytes of safetensors\n")
+
+
+def forget_origin(path: Path) -> None:
+    """Take out of a configuration where on the training machine it was read from."""
+    given = json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(given, dict) and given.pop("_name_or_path", None) is not None:
+        path.write_text(json.dumps(given, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def chain(before: Path, after: Path) -> None:

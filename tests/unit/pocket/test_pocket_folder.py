@@ -55,12 +55,27 @@ def test_a_card_tells_the_files_beside_it(name):
     assert (WEIGHTS / name / "losses.svg").is_file()
 
 
-def test_the_script_model_learns_the_gateways_own_words(monkeypatch):
+def loaded(monkeypatch, name):
+    """One of the training scripts."""
     monkeypatch.syspath_prepend(str(POCKET / "train"))
-    spec = importlib.util.spec_from_file_location("train_glm", POCKET / "train" / "glm.py")
+    spec = importlib.util.spec_from_file_location(f"train_{name}", POCKET / "train" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "train_glm", module)
+    monkeypatch.setitem(sys.modules, spec.name, module)
     spec.loader.exec_module(module)
+    return module
+
+
+def test_no_configuration_names_a_folder_of_the_machine_it_was_trained_on(monkeypatch, tmp_path):
+    for path in WEIGHTS.rglob("*.json"):
+        assert "_name_or_path" not in path.read_text(encoding="utf-8"), path
+    written = tmp_path / "config.json"
+    written.write_text('{\n  "_name_or_path": "build/vae",\n  "width": 64\n}\n')
+    loaded(monkeypatch, "publish").forget_origin(written)
+    assert written.read_text() == '{\n  "width": 64\n}\n'
+
+
+def test_the_script_model_learns_the_gateways_own_words(monkeypatch):
+    module = loaded(monkeypatch, "glm")
     assert module.INSTRUCTION == script.INSTRUCTION
     for count in (None, 3):
         assert module.question("An idea.", count or 0) == script.question("An idea.", count)
