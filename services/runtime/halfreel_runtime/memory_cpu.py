@@ -6,7 +6,9 @@ It does not know what the memory is used for: numbers are resident bytes, sample
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
+import os
 import threading
 
 import psutil
@@ -79,7 +81,10 @@ class CpuMemorySource:
             trim(0)
 
     def _resident(self) -> int:
-        return int(self._process.memory_info().rss)
+        statm = _statm()
+        if statm is None:
+            return int(self._process.memory_info().rss)
+        return int(os.pread(statm, 128, 0).split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
     def _sample(self) -> None:
         pause = threading.Event()
@@ -87,3 +92,19 @@ class CpuMemorySource:
             self._busy.wait()
             self.window_peak()
             pause.wait(SAMPLE_S)
+
+
+@functools.cache
+def _statm() -> int | None:
+    """Linux's page counts of this process, kept open: read so, they take a tenth of the time that psutil takes.
+
+    A child that was forked must open its own: what its parent opened tells of the parent.
+    """
+    try:
+        return os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_statm.cache_clear)
