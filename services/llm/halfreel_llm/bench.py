@@ -85,7 +85,7 @@ def bench(settings: LlmSettings, token_count: int) -> Iterator[dict[str, Any]]:
                 model = load_model(checkpoint, device=torch.device("cpu") if int8 else target, dtype=dtype)
                 network = Network(model, context, device=target, int8=int8)
                 del model
-            load_s, nan_count = time.monotonic() - began_at, 0
+            load_s = time.monotonic() - began_at
             if not replies:
                 allowed = torch.zeros(network.shape.vocabulary_size, dtype=torch.bool)
                 allowed[sorted(tokenizer.text_ids)] = True
@@ -94,7 +94,9 @@ def bench(settings: LlmSettings, token_count: int) -> Iterator[dict[str, Any]]:
             nan_count = sum(each.nan_count for each in likeness)
             text_model = TextModel(network, tokenizer, memory, slot_count=1, context_token_count=context)
             text_model.warm_up()
+            used_s = time.process_time()
             seconds, written = _timed(text_model, prompts, token_count)
+            used_s = time.process_time() - used_s
         row: dict[str, Any] = {
             "part": "text",
             "precision": precision,
@@ -102,6 +104,7 @@ def bench(settings: LlmSettings, token_count: int) -> Iterator[dict[str, Any]]:
             "load_s": round(load_s, 3),
             "nan_count": nan_count,
             "seconds": round(seconds, 3),
+            "cpu_s": round(used_s, 3),
             "token_count": written,
             "weight_bytes": network.weight_bytes,
             "peak_reserved_bytes": {

@@ -112,7 +112,7 @@ def bench(settings: VideoSettings, frame_count: int | None, step_count: int | No
             }
             model.layout.arrange(levers)
             memory.clear()
-            began_at = time.monotonic()
+            began_at, used_s = time.monotonic(), time.process_time()
             try:
                 with memory.request("bench") as usage:
                     with memory.phase("keyframe"):
@@ -126,7 +126,11 @@ def bench(settings: VideoSettings, frame_count: int | None, step_count: int | No
             except NanDetected as error:
                 yield row | {"nan_count": 1, "failed": error.message}
                 continue
-            seconds, frames = time.monotonic() - began_at, np.concatenate(chunks)
+            seconds, used_s, frames = (
+                time.monotonic() - began_at,
+                time.process_time() - used_s,
+                np.concatenate(chunks),
+            )
             # On a GPU each part's own: the allocator's peak is begun anew for each.
             phases = {"keyframe": drawn, "embed": looked, "encode": encoded, "denoise": denoised, "decode": decoded}
             peaks = {each: taken.reserved_bytes for each, taken in phases.items()}
@@ -136,6 +140,7 @@ def bench(settings: VideoSettings, frame_count: int | None, step_count: int | No
             likeness = psnr_db(frames, reference)
             yield row | {
                 "seconds": round(seconds, 3),
+                "cpu_s": round(used_s, 3),
                 "phase_s": {each: round(taken.seconds, 3) for each, taken in phases.items()},
                 "peak_reserved_bytes": peaks,
                 "psnr_db": round(likeness, 2) if np.isfinite(likeness) else None,
