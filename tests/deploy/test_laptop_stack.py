@@ -18,6 +18,8 @@ from contained import Contained, contained
 from dockerfile import ROOT, read_stages
 from manifests import SERVICES, read_compose
 
+from halfreel_runtime.scopes import METHOD_SCOPES
+
 COMPOSE = read_compose("laptop")
 # Prometheus's own way, with its own file: the certificate is checked against the target's name, and the token shown.
 SCRAPE = """
@@ -32,6 +34,37 @@ try:
 except urllib.error.HTTPError as error:
     print(json.dumps([error.code, ""]))
 """
+# Calls every method of the contract, and reflection's, at every server with every token that it should refuse.
+CALL_ALL = """
+import json, sys
+import grpc
+from every_method import METHODS
+from halfreel_runtime.scopes import METHOD_SCOPES
+servers, ca, tokens = json.loads(sys.argv[1])
+tokens = {name: open(path).read().strip() for name, path in tokens.items()}
+methods = {method.path: method.streams for method in METHODS}
+methods |= {f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo": True for version in ("v1", "v1alpha")}
+refused = []
+for server, (port, foreign, known) in servers.items():
+    credentials = grpc.ssl_channel_credentials(open(ca, "rb").read())
+    shown = {"none": (), "bad": (("authorization", "Bearer hr_" + "x" * 43),)}
+    shown |= {name: (("authorization", f"Bearer {tokens[name]}"),) for name in (*foreign, *known)}
+    with grpc.secure_channel(f"127.0.0.1:{port}", credentials) as channel:
+        for path, streams in methods.items():
+            for name, metadata in shown.items():
+                if METHOD_SCOPES.get(path) in known.get(name, ()):
+                    continue
+                call = channel.unary_stream(path) if streams else channel.unary_unary(path)
+                try:
+                    answer = call(b"", metadata=metadata, timeout=10)
+                    outcome = "OK" if not streams else repr(list(answer))
+                except grpc.RpcError as error:
+                    outcome = error.code().name
+                expected = "PERMISSION_DENIED" if name in known else "UNAUTHENTICATED"
+                assert outcome == expected, (server, path, name, outcome)
+                refused.append((server, path, name))
+print(json.dumps(refused))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +78,10 @@ def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
         done = subprocess.run([str(folder / "secrets.sh")], env=environ, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     return folder / "secrets"
+
+
+def dockerfile(service: str) -> Path:
+    return ROOT / str(COMPOSE["services"][service]["build"]["dockerfile"])
 
 
 def mounted(service: str, secrets: Path, folder: Path) -> Path:
@@ -67,8 +104,8 @@ def stack(
             spec = COMPOSE["services"][service]
             folder = tmp_path_factory.mktemp(f"{service}-state")
             server = contained(
-                read_stages(ROOT / spec["build"]["dockerfile"])[-1],
-                environment(Path(spec["build"]["dockerfile"]).stem),
+                read_stages(dockerfile(service))[-1],
+                environment(dockerfile(service).stem),
                 folder,
                 environ=spec["environment"],
                 secrets=mounted(service, secrets, folder / "secrets"),
@@ -129,3 +166,22 @@ def test_prometheus_may_read_the_metrics_and_nobody_without_its_token(
             status, text = json.loads(outside(stack, [*hosts, str(names), *script], {}, timeout_s=30))
             assert status == expected, target
             assert ("halfreel_build_info{" in text) is (expected == 200)
+
+
+@pytest.mark.namespaces
+@pytest.mark.timeout(900)
+def test_no_server_lets_in_whom_it_should_not(stack: dict[str, Contained], secrets: Path) -> None:
+    """The tokens are those of secrets.sh: who is good for one kind of server is a stranger to the other."""
+    ports = {service: read_stages(dockerfile(service))[-1].one("EXPOSE").split()[0] for service in SERVICES}
+    strangers = {"llm": ["client"], "video": ["client"], "gateway": ["model"]}
+    known = {"llm": {"model": ["generate", "read"], "metrics": ["read"]}, "gateway": {"metrics": ["read"]}}
+    known["video"] = known["llm"]
+    servers = {service: (ports[service], strangers[service], known[service]) for service in SERVICES}
+    tokens = {name: str(secrets / f"{name}-token") for name in ("client", "model", "metrics")}
+    arguments = json.dumps([servers, str(secrets / "ca.pem"), tokens])
+    path = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    printed = outside(stack, [sys.executable, "-c", CALL_ALL, arguments], {"PYTHONPATH": path}, timeout_s=120)
+    refused = {tuple(each) for each in json.loads(printed)}
+    for service in SERVICES:
+        assert {path for server, path, name in refused if (server, name) == (service, "none")} > set(METHOD_SCOPES)
+        assert (service, "/halfreel.gpu.v1.MemoryService/Sleep", "metrics") in refused
