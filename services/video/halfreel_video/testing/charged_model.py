@@ -34,7 +34,7 @@ from halfreel_video.sleeping import SleepingVideo
 from halfreel_video.testing.charged_layout import ChargedLayout
 
 Steps: TypeAlias = Callable[[CancelToken], Iterator[Event]]
-_SIDE_PX = 64  # of what is really drawn
+_SIDE_PX = 32  # of what is really drawn
 _DTYPE = "float16"
 
 
