@@ -5,17 +5,21 @@
 The language model's server with a null model, which picks a token at once, against a bare grpc.aio server that yields
 as many of the same messages; each in a process of its own, this process is the client. `ratio_to_bare`: tokens a second
 as fast as both can. `us_per_token`: processor time of the server's process for each streamed token, above the bare
-server's, at a pace that both keep up with, one message a token.
+server's, at a pace that both keep up with, one message a token: between the quietest rounds of both, since what else
+the machine does only ever adds to it; `us_per_token_median` is between the medians. `threads_us` says whose time it is.
 """
 
 import argparse
 import asyncio
 import json
+import re
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -94,7 +98,7 @@ async def serve_ours(pace_s: float) -> None:
     while not server._ready:
         await asyncio.sleep(0.05)
     print(server.port, flush=True)
-    await asyncio.Event().wait()
+    await until_told_apart()
 
 
 class Bare(llm_pb2_grpc.LlmServiceServicer):
@@ -131,7 +135,24 @@ async def serve_bare(pace_s: float) -> None:
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     print(port, flush=True)
-    await asyncio.Event().wait()
+    await until_told_apart()
+
+
+async def until_told_apart() -> None:
+    """Serves for ever; for each line of its input, tells the names of this process's threads."""
+    while await asyncio.to_thread(sys.stdin.readline):
+        print(json.dumps({str(each.native_id): each.name for each in threading.enumerate()}), flush=True)
+
+
+def thread_us(pid: int) -> dict[str, float]:
+    """Processor time of each of a process's threads that live, by number; none where the system does not tell."""
+    taken = {}
+    for task in Path(f"/proc/{pid}/task").glob("*"):
+        try:
+            taken[task.name] = int((task / "schedstat").read_text().split()[0]) / 1000
+        except OSError:  # it has ended
+            continue
+    return taken
 
 
 async def stream(stub: Any, tokens: int) -> tuple[int, int]:
@@ -147,17 +168,30 @@ async def stream(stub: Any, tokens: int) -> tuple[int, int]:
     return counted, messages
 
 
-async def round_of(port: int, process: psutil.Process, streams: int, tokens: int) -> dict[str, float]:
+def cpu_s(pid: int) -> float:
+    """Processor time of a process: to the nanosecond on Linux, else to a hundredth of a second."""
+    if sys.platform == "linux":
+        return time.clock_gettime((~pid << 3) | 2)  # what clock_getcpuclockid(3) returns
+    times = psutil.Process(pid).cpu_times()
+    return times.user + times.system
+
+
+async def round_of(port: int, pid: int, streams: int, tokens: int) -> dict[str, Any]:
     """So many replies at once."""
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         stub = llm_pb2_grpc.LlmServiceStub(channel)
         await stream(stub, 4)
-        before, began = process.cpu_times(), time.perf_counter()
+        threads, before, began = thread_us(pid), cpu_s(pid), time.perf_counter()
         replies = await asyncio.gather(*(stream(stub, tokens) for _ in range(streams)))
-        took, after = time.perf_counter() - began, process.cpu_times()
+        took, used = time.perf_counter() - began, cpu_s(pid) - before
+        parts = {task: us - threads.get(task, 0.0) for task, us in thread_us(pid).items()}
     counted = sum(reply[0] for reply in replies)
-    used = after.user + after.system - before.user - before.system
-    return {"tok_s": counted / took, "cpu_us": used * 1e6 / counted, "messages": sum(reply[1] for reply in replies)}
+    return {
+        "tok_s": counted / took,
+        "cpu_us": used * 1e6 / counted,
+        "messages": sum(reply[1] for reply in replies),
+        "threads": {task: us / counted for task, us in parts.items()},
+    }
 
 
 def measure(streams: int, tokens: int, rounds: int) -> dict[str, Any]:
@@ -168,22 +202,46 @@ def measure(streams: int, tokens: int, rounds: int) -> dict[str, Any]:
         try:
             for kind in found:
                 command = [sys.executable, __file__, "--serve", kind, "--pace", str(pace_s)]
-                servers[kind] = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+                servers[kind] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             ports = {kind: _port(server) for kind, server in servers.items()}
             for _ in range(rounds):
                 for kind, server in servers.items():
-                    ran = asyncio.run(round_of(ports[kind], psutil.Process(server.pid), streams, tokens))
-                    found[kind].append(ran)
+                    found[kind].append(asyncio.run(round_of(ports[kind], server.pid, streams, tokens)))
+            names = {kind: _thread_names(server) for kind, server in servers.items()}
         finally:
             for server in servers.values():
                 server.kill()
         for kind, rows in found.items():
             for key in ("tok_s", "cpu_us", "messages"):
                 figures[f"{name}_{kind}_{key}"] = statistics.median(row[key] for row in rows)
+            quietest = min(rows, key=lambda row: row["cpu_us"])
+            figures[f"{name}_{kind}_cpu_us_least"] = quietest["cpu_us"]
+            figures[f"{name}_{kind}_threads_us"] = _by_name(quietest["threads"], names[kind])
         print(json.dumps(figures), flush=True)
     figures["ratio_to_bare"] = figures["fast_ours_tok_s"] / figures["fast_bare_tok_s"]
-    figures["us_per_token"] = figures["paced_ours_cpu_us"] - figures["paced_bare_cpu_us"]
+    figures["us_per_token"] = figures["paced_ours_cpu_us_least"] - figures["paced_bare_cpu_us_least"]
+    figures["us_per_token_median"] = figures["paced_ours_cpu_us"] - figures["paced_bare_cpu_us"]
     return figures
+
+
+def _thread_names(server: subprocess.Popen[str]) -> dict[str, str]:
+    assert server.stdin is not None
+    assert server.stdout is not None
+    server.stdin.write("\n")
+    server.stdin.flush()
+    names: dict[str, str] = json.loads(
+        next(line for line in server.stdout if line.startswith('{"') and "ainThread" in line)
+    )
+    return names
+
+
+def _by_name(threads: Mapping[str, float], names: Mapping[str, str]) -> dict[str, float]:
+    """Microseconds a token of the threads, those of a pool together, the largest first; gRPC's own have no name."""
+    summed: dict[str, float] = {}
+    for task, us in threads.items():
+        name = re.sub(r"_\d+$", "", names.get(task, "grpc"))
+        summed[name] = summed.get(name, 0.0) + us
+    return {name: round(us, 1) for name, us in sorted(summed.items(), key=lambda each: -each[1]) if us >= 0.05}
 
 
 def _port(server: subprocess.Popen[str]) -> int:

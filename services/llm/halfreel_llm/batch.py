@@ -104,7 +104,6 @@ class Batch:
         for place in list(self._places.values()):
             if place.reader.token.cancelled:
                 self._fail(place, _cancelled(place.reader.token))
-            place.reader.token.beat()
         read: Iterable[tuple[Any, Place]] = ()  # run no sooner than what was written has been picked from
         if self._runner.overlaps:  # the device works on while the host hears of the last step
             writing = self._writing()
@@ -135,7 +134,9 @@ class Batch:
     def _pick(self, logits: Any, places: list[Place], wanting: list[Place | None]) -> None:
         """Has the next tokens picked, each reply's by its own mask; one whose mask fails ends without the others."""
         masks = {}
-        for place in filter(None, wanting):
+        for place in wanting:
+            if place is None or place.request.matcher is None:
+                continue
             try:
                 mask = place.mask(self._vocabulary_size)
             except Exception as error:
@@ -143,16 +144,15 @@ class Batch:
                 continue
             if mask is not None:
                 masks[place.slot] = mask
-        wanting = [None if place is None or place.ended else place for place in wanting]
         try:
             picked = self._runner.pick(logits, [place.slot for place in places], masks)
         except Exception as error:
             for each in filter(None, wanting):
                 self._fail(each, error)
             return
-        self._pending.append((picked, wanting))
         for each in filter(None, wanting):
             each.open_picks += 1
+        self._pending.append((picked, wanting))
 
     def _writing(self) -> list[Place]:
         """Returns the replies whose last picked token is to be run, by slot."""
@@ -306,12 +306,10 @@ class Batch:
     def _hand_over(self) -> None:
         """Gives the readers their text, the more replies the less often."""
         now = time.monotonic()
+        then = now + (len(self._places) - 1) * _MESSAGE_S
         for place in list(self._places.values()):
-            if now < place.next_message_s:
-                continue
-            delta = place.reply.take()
-            if delta is not None:
-                place.next_message_s = now + (len(self._places) - 1) * _MESSAGE_S
+            if now >= place.next_message_s and (delta := place.reply.take()) is not None:
+                place.next_message_s = then
                 self._put(place, delta)
 
     # Ends.

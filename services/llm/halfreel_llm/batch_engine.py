@@ -79,7 +79,14 @@ class BatchEngine(Engine[Event]):
     ) -> None:
         super().__init__(name=name, max_waiting_count=max_waiting_count, stall_s=stall_s, observer=observer, gate=gate)
         self._batch: Batch | None = None
+        self._stepped: CancelToken | None = None
         self._wakes = Wakes()
+
+    @property
+    def silent_s(self) -> float:
+        """For how long the running replies have shown no progress; 0 when none runs."""
+        stepped = self._stepped  # they move on together, and only one of them need tell
+        return super().silent_s if stepped is None else time.monotonic() - stepped.last_beat
 
     def use(self, batch: Batch) -> None:
         """Takes the batch; called once, in the engine's thread, before the engine serves."""
@@ -202,12 +209,12 @@ class BatchEngine(Engine[Event]):
         """Steps the batch until nobody waits for it; the watchdog wants a sign of progress of every step."""
         batch = self._batch
         assert batch is not None
-        token = CancelToken()
+        token = self._stepped = CancelToken()
         self._watchdog.begin(token)
         try:
             with batch.session():
                 while self._admit(batch):
-                    with self._wakes.step():
+                    with self._wakes:
                         batch.step()
                     token.beat()
         except BaseException as raised:
@@ -223,6 +230,7 @@ class BatchEngine(Engine[Event]):
                 self._reply_ended(job, EngineDead("The engine failed during this request."))
             self._die()
         finally:
+            self._stepped = None
             self._watchdog.end()
 
     def _admit(self, batch: Batch) -> bool:
@@ -251,6 +259,8 @@ class BatchEngine(Engine[Event]):
 
         Nothing overtakes a job that runs alone. Call with the condition held.
         """
+        if not self._waiting:  # as at most steps
+            return None
         running = Counter(job.client for job in self._running if isinstance(job, ReplyJob))
         best: ReplyJob | None = None
         for job in self._waiting:

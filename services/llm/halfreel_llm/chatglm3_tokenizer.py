@@ -50,6 +50,7 @@ class ChatGLM3Tokenizer:
         piece_count: int = self._pieces.vocab_size()
         self._control = {name: piece_count + index for index, name in enumerate(CONTROL_TOKENS)}
         self._bytes = [self._piece_bytes(piece_id) for piece_id in range(piece_count)]
+        self._texts = [_whole_characters(piece) for piece in self._bytes]
         self.stop_ids = frozenset((self._pieces.eos_id(), self._control["<|user|>"], self._control["<|observation|>"]))
         self.text_ids = frozenset(piece_id for piece_id, text in enumerate(self._bytes) if text)
 
@@ -69,7 +70,7 @@ class ChatGLM3Tokenizer:
 
     def stream(self) -> _PieceStream:
         """Starts the text of one reply."""
-        return _PieceStream(self._bytes)
+        return _PieceStream(self._bytes, self._texts)
 
     def grammar_tokenizer(self, vocabulary_size: int) -> LLTokenizer:
         """Returns the pieces for llguidance; ids that stand for no text have no bytes and so match no grammar."""
@@ -90,17 +91,29 @@ class ChatGLM3Tokenizer:
 class _PieceStream:
     """The text of one reply, without the white space that the layout puts before it."""
 
-    def __init__(self, piece_bytes: list[bytes]) -> None:
-        self._bytes = piece_bytes
+    def __init__(self, piece_bytes: list[bytes], texts: list[str | None]) -> None:
+        self._bytes, self._texts = piece_bytes, texts
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._cut = False  # whether a character has begun and is not complete
         self._begun = False
 
     def push(self, token_id: int) -> str:
-        text = self._decoder.decode(self._bytes[token_id])
+        text = None if self._cut else self._texts[token_id]
+        if text is None:
+            text = self._decoder.decode(self._bytes[token_id])
+            self._cut = bool(self._decoder.getstate()[0])
         if not self._begun:
             text = text.lstrip()
             self._begun = bool(text)
         return text
+
+
+def _whole_characters(piece: bytes) -> str | None:
+    """Returns a piece's text, decoded once for all replies; None where it is a part of a character."""
+    try:
+        return piece.decode()
+    except UnicodeDecodeError:
+        return None
 
 
 class _GrammarVocabulary:

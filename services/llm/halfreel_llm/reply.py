@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import NamedTuple
 
 from llguidance import LLMatcher
 
@@ -40,9 +41,8 @@ class FinishReason(Enum):
     STOP_STRING = auto()
 
 
-@dataclass(frozen=True)
-class TextDelta:
-    """More of the reply: whole characters, and the tokens they took."""
+class TextDelta(NamedTuple):
+    """More of the reply: whole characters, and the tokens they took. Made for every token, so no dataclass."""
 
     text: str
     token_count: int
@@ -72,11 +72,12 @@ class Reply:
         self, request: TextRequest, tokenizer: TextTokenizer, clock: Callable[[], float] = time.monotonic
     ) -> None:
         """Begins a reply."""
-        self._request = request
+        self._matcher = request.matcher
+        self._max_output_tokens = request.max_output_tokens
         self._clock = clock
         self._stop_ids = tokenizer.stop_ids
         self._stream = tokenizer.stream()
-        self._stop = StopStrings(request.stop)
+        self._stop = StopStrings(request.stop) if request.stop else None
         self._text = ""
         self._shown_count = 0
         self.token_count = 0
@@ -97,20 +98,21 @@ class Reply:
         if self.token_count == 0:
             self.first_token_s = self.last_token_s
         if token_id in self._stop_ids:
-            self.reason = FinishReason.END_OF_TEXT
-            self._text += self._stop.flush()
+            self._end(FinishReason.END_OF_TEXT)
             return
         self.token_count += 1
-        self._text += self._stop.push(self._stream.push(token_id))
-        if self._stop.met:
-            self.reason = FinishReason.STOP_STRING
-            return
-        if self._matched(token_id):
-            self.reason = FinishReason.END_OF_TEXT
-        elif self.token_count == self._request.max_output_tokens:
-            self.reason = FinishReason.LENGTH
-        if self.reason is not None:
-            self._text += self._stop.flush()
+        text = self._stream.push(token_id)
+        if self._stop is not None:
+            text = self._stop.push(text)
+            if self._stop.met:
+                self._text += text
+                self.reason = FinishReason.STOP_STRING
+                return
+        self._text += text
+        if self._matcher is not None and self._matched(self._matcher, token_id):
+            self._end(FinishReason.END_OF_TEXT)
+        elif self.token_count == self._max_output_tokens:
+            self._end(FinishReason.LENGTH)
 
     def take(self) -> TextDelta | None:
         """Returns the text that came since it was last taken; None where there is none."""
@@ -136,11 +138,14 @@ class Reply:
             rungs,
         )
 
-    def _matched(self, token_id: int) -> bool:
+    def _end(self, reason: FinishReason) -> None:
+        """Ends the reply with all its text."""
+        self.reason = reason
+        if self._stop is not None:
+            self._text += self._stop.flush()
+
+    def _matched(self, matcher: LLMatcher, token_id: int) -> bool:
         """Moves the grammar on; returns whether it accepts no more text, so that the reply is complete."""
-        matcher = self._request.matcher
-        if matcher is None:
-            return False
         if not matcher.consume_token(token_id) or matcher.is_error():
             raise Internal("the grammar of the JSON schema failed", reason="GRAMMAR_FAILED")
         return matcher.is_stopped()

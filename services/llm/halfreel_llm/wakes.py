@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from halfreel_runtime.events import EventBuffer
 
@@ -18,37 +18,29 @@ E = TypeVar("E")
 
 
 class Wakes:
-    """The wakes of one engine's steps."""
+    """The wakes of one engine's steps: `with wakes:` around each."""
 
     def __init__(self) -> None:
         """Holds none back."""
-        self._stepping: int | None = None
-        self._held: dict[asyncio.AbstractEventLoop, list[Callable[[], object]]] = {}
+        self.stepping: int | None = None
+        """The thread that is in a step."""
+        self.held: list[StepEvents[Any]] = []
+        """Whose readers are woken at its end."""
 
-    @contextlib.contextmanager
-    def step(self) -> Iterator[None]:
-        """Around one step: what this thread wakes meanwhile is woken at its end."""
-        self._stepping = threading.get_ident()
-        try:
-            yield
-        finally:
-            self._stepping = None
-            held, self._held = self._held, {}
-            for loop, callbacks in held.items():
-                with contextlib.suppress(RuntimeError):  # the loop is closed, and with it the readers
-                    loop.call_soon_threadsafe(_call, callbacks)
+    def __enter__(self) -> None:
+        """Begins a step: what this thread wakes from now on is woken at its end."""
+        self.stepping = threading.get_ident()
 
-    @property
-    def in_step(self) -> bool:
-        """Whether this thread is in a step."""
-        return self._stepping == threading.get_ident()
-
-    def hold(self, loop: asyncio.AbstractEventLoop, callback: Callable[[], object]) -> bool:
-        """Returns whether a wake was held back; from another thread than the one that steps, none is."""
-        if not self.in_step:
-            return False
-        self._held.setdefault(loop, []).append(callback)
-        return True
+    def __exit__(self, *_: object) -> None:
+        """Ends it."""
+        self.stepping = None
+        held, self.held = self.held, []
+        loops: dict[asyncio.AbstractEventLoop, list[StepEvents[Any]]] = {}
+        for buffer in held:
+            loops.setdefault(buffer.loop, []).append(buffer)
+        for loop, buffers in loops.items():
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and with it the readers
+                loop.call_soon_threadsafe(_wake_all, buffers)
 
 
 class StepEvents(EventBuffer[E]):
@@ -59,16 +51,25 @@ class StepEvents(EventBuffer[E]):
         super().__init__(max_event_count, merge)
         self._wakes = wakes
 
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The reader's."""
+        return self._loop
+
+    def wake(self) -> None:
+        """Wakes the reader; in its loop."""
+        self._wake_reader()
+
     def _wake(self) -> None:
-        if self._woken and self._wakes.in_step:
-            return
-        if self._wakes.hold(self._loop, self._readable.set):
-            self._woken = True
+        if self._wakes.stepping == threading.get_ident():
+            if not self._woken:
+                self._woken = True
+                self._wakes.held.append(self)
             return
         self._woken = False  # another thread, as at the engine's death, does not count on a step that may never end
         super()._wake()
 
 
-def _call(callbacks: list[Callable[[], object]]) -> None:
-    for callback in callbacks:
-        callback()
+def _wake_all(buffers: list[StepEvents[Any]]) -> None:
+    for buffer in buffers:
+        buffer.wake()

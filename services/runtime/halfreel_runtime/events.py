@@ -27,7 +27,7 @@ class EventBuffer(Generic[E]):
 
     def __init__(self, max_event_count: int, merge: Callable[[E, E], E | None] | None) -> None:
         self._loop = asyncio.get_running_loop()
-        self._readable = asyncio.Event()
+        self._reader: asyncio.Future[None] | None = None
         self._lock = threading.Lock()
         self._events: deque[E] = deque()
         self._end: BaseException | None = None
@@ -82,12 +82,17 @@ class EventBuffer(Generic[E]):
                         raise self._end
                     return None
                 self._woken = False
-                self._readable.clear()
-            await self._readable.wait()
+                self._reader = self._loop.create_future()  # one token, one wait: an asyncio.Event takes twice the time
+            await self._reader
 
     def _wake(self) -> None:
         if self._woken:
             return
         self._woken = True
         with contextlib.suppress(RuntimeError):  # the loop is closed, and with it the reader
-            self._loop.call_soon_threadsafe(self._readable.set)
+            self._loop.call_soon_threadsafe(self._wake_reader)
+
+    def _wake_reader(self) -> None:
+        """Has the reader look again; in its loop. One wake too many does no harm."""
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)

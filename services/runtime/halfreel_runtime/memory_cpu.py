@@ -10,6 +10,7 @@ import functools
 import gc
 import os
 import threading
+import time
 
 import psutil
 
@@ -87,11 +88,10 @@ class CpuMemorySource:
         return int(os.pread(statm, 128, 0).split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
     def _sample(self) -> None:
-        pause = threading.Event()
         while True:
             self._busy.wait()
             self.window_peak()
-            pause.wait(SAMPLE_S)
+            time.sleep(SAMPLE_S)
 
 
 @functools.cache

@@ -22,7 +22,7 @@ async def test_readers_hear_of_all_that_a_step_put_with_one_wake(monkeypatch: py
     monkeypatch.setattr(loop, "call_soon_threadsafe", lambda *each: (calls.append(each), real(*each))[1])
 
     def step() -> None:
-        with wakes.step():
+        with wakes:
             for number, buffer in enumerate(buffers):
                 buffer.put(number)
                 buffer.put(number + 10)
@@ -44,7 +44,7 @@ async def test_an_end_told_by_another_thread_does_not_wait_for_the_step() -> Non
     put, over = threading.Event(), threading.Event()
 
     def hanging_step() -> None:
-        with wakes.step():
+        with wakes:
             buffer.put(1)
             put.set()
             over.wait(10)
