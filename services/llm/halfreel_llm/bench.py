@@ -60,11 +60,13 @@ def bench(settings: LlmSettings, token_count: int) -> Iterator[dict[str, Any]]:
     from halfreel_llm.messages import Message
     from halfreel_llm.network import Network
     from halfreel_llm.precision import choose_dtype
+    from halfreel_llm.processors import processor_count
     from halfreel_llm.tokenizer import open_tokenizer
     from halfreel_llm.weights import load_model
     from halfreel_runtime.device import find_device
     from halfreel_runtime.memory import MemoryMonitor
 
+    torch.set_num_threads(settings.thread_count or max(1, processor_count() - 1))  # as the server
     device, checkpoint = find_device(settings.device), find_checkpoint(settings.model)
     target, tokenizer = torch.device(device.torch_name), open_tokenizer(checkpoint)
     prompts = [tuple(tokenizer.encode_chat([Message("user", text)])) for text in PROMPTS]
@@ -112,6 +114,7 @@ def bench(settings: LlmSettings, token_count: int) -> Iterator[dict[str, Any]]:
             },
             "compared_token_count": sum(len(each.token_ids) for each in replies),
             "device": device.name,
+            "thread_count": torch.get_num_threads(),
         }
         count = row["compared_token_count"] - nan_count
         yield row | {
@@ -202,6 +205,7 @@ def main(argv: list[str]) -> int:
     settings = load_settings(LlmSettings, SERVICE, rest)
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()

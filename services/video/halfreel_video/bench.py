@@ -68,6 +68,8 @@ def bench(settings: VideoSettings, frame_count: int | None, step_count: int | No
     from halfreel_video.svd import NanDetected
 
     torch.backends.cudnn.deterministic = True
+    if settings.thread_count:
+        torch.set_num_threads(settings.thread_count)
     device = find_device(settings.device)
     reference = None
     for precision in PRECISIONS:
@@ -109,6 +111,7 @@ def bench(settings: VideoSettings, frame_count: int | None, step_count: int | No
                 "width_px": clip.width_px,
                 "height_px": clip.height_px,
                 "device": device.name,
+                "thread_count": torch.get_num_threads(),
             }
             model.layout.arrange(levers)
             memory.clear()
@@ -161,6 +164,7 @@ def main(argv: list[str]) -> int:
     settings = load_settings(VideoSettings, SERVICE, rest)
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the server
     quiet_libraries()
     try:
         if read.steps is not None and not 1 <= read.steps <= MAX_STEP_COUNT:
