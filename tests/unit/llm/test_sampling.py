@@ -21,8 +21,13 @@ class Drawing:
         self.place = 0
 
     def pick(self, row: Tensor, allowed: Tensor) -> int:
-        self.place += 1
-        return pick(row[None], [self.settings], [self.place], allowed[None])[0]
+        return self.many(row, allowed, 1)[0]
+
+    def many(self, row: Tensor, allowed: Tensor, count: int) -> list[int]:
+        """So many draws in one call: company changes none of them."""
+        places = range(self.place + 1, self.place + count + 1)
+        self.place += count
+        return pick(row.expand(count, -1), [self.settings] * count, places, allowed[None])
 
 
 sampler = Drawing
@@ -34,7 +39,7 @@ def logits_of(*probabilities: float) -> Tensor:
 
 def test_draws_follow_the_probabilities() -> None:
     drawing, row = sampler(), logits_of(0.5, 0.3, 0.15, 0.04, 0.01)
-    counts = Counter(drawing.pick(row, ALL) for _ in range(5000))
+    counts = Counter(drawing.many(row, ALL, 5000))
     for token, probability in enumerate((0.5, 0.3, 0.15, 0.04, 0.01)):
         assert abs(counts[token] / 5000 - probability) < 0.03  # over four standard deviations
 
@@ -54,28 +59,28 @@ def test_draws_follow_the_probabilities() -> None:
 )
 def test_top_p_and_top_k_keep_the_likeliest(settings: dict[str, float], kept: set[int]) -> None:
     drawing, row = sampler(**settings), logits_of(0.5, 0.3, 0.1, 0.06, 0.04)  # type: ignore[arg-type]
-    assert {drawing.pick(row, ALL) for _ in range(1500)} == kept
+    assert set(drawing.many(row, ALL, 1500)) == kept
 
 
 def test_temperature_flattens() -> None:
     row = logits_of(0.9, 0.1, 0.0, 0.0, 0.0).clamp_min(-1e30)
     cold, hot = sampler(temperature=0.5), sampler(temperature=2.0)
-    share = [Counter(each.pick(row, ALL) for _ in range(2000))[1] / 2000 for each in (cold, hot)]
+    share = [Counter(each.many(row, ALL, 2000))[1] / 2000 for each in (cold, hot)]
     assert share[0] < 0.04 < 0.2 < share[1]  # 0.012 and 0.25
 
 
 def test_only_allowed_tokens_are_picked() -> None:
     allowed = torch.tensor([False, False, True, False, True])
     drawing, row = sampler(temperature=2.0), logits_of(0.9, 0.05, 0.02, 0.02, 0.01)
-    assert {drawing.pick(row, allowed) for _ in range(300)} == {2, 4}
+    assert set(drawing.many(row, allowed, 300)) == {2, 4}
     assert sampler(temperature=0).pick(row, allowed) == 2
     one = torch.tensor([False, False, False, False, True])
-    assert {drawing.pick(row, one) for _ in range(50)} == {4}
+    assert set(drawing.many(row, one, 50)) == {4}
 
 
 def test_the_seed_decides() -> None:
     row = torch.zeros(5)
-    one, same, other = ([each.pick(row, ALL) for _ in range(40)] for each in (sampler(), sampler(), sampler(seed=1)))
+    one, same, other = (each.many(row, ALL, 40) for each in (sampler(), sampler(), sampler(seed=1)))
     assert one == same != other
     assert sampler(seed=2**63 - 1).pick(row, ALL) in range(5)
 
@@ -115,7 +120,7 @@ def test_company_changes_no_draw() -> None:
 def test_equals_at_the_cut_are_all_kept() -> None:
     row = logits_of(0.4, 0.2, 0.2, 0.1, 0.1)
     drawing = sampler(top_k=2)
-    assert {drawing.pick(row, ALL) for _ in range(300)} == {0, 1, 2}
+    assert set(drawing.many(row, ALL, 300)) == {0, 1, 2}
 
 
 def test_the_number_of_a_draw_is_neither_0_nor_1() -> None:
