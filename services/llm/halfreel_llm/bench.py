@@ -60,13 +60,11 @@ def bench(settings: LlmSettings, token_count: int) -> Iterator[dict[str, Any]]:
     from halfreel_llm.messages import Message
     from halfreel_llm.network import Network
     from halfreel_llm.precision import choose_dtype
-    from halfreel_llm.processors import processor_count
     from halfreel_llm.tokenizer import open_tokenizer
     from halfreel_llm.weights import load_model
     from halfreel_runtime.device import find_device
     from halfreel_runtime.memory import MemoryMonitor
 
-    torch.set_num_threads(settings.thread_count or max(1, processor_count() - 1))  # as the server
     device, checkpoint = find_device(settings.device), find_checkpoint(settings.model)
     target, tokenizer = torch.device(device.torch_name), open_tokenizer(checkpoint)
     prompts = [tuple(tokenizer.encode_chat([Message("user", text)])) for text in PROMPTS]
@@ -206,10 +204,14 @@ def main(argv: list[str]) -> int:
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    import torch
     from transformers.utils import logging as transformers_logging
+
+    from halfreel_llm.processors import processor_count
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    torch.set_num_threads(settings.thread_count or max(1, processor_count() - 1))  # as the server
     try:
         if not 1 <= read.tokens <= MAX_TOKEN_COUNT:
             raise InvalidArgument(f"tokens is {read.tokens}; it must be between 1 and {MAX_TOKEN_COUNT}")

@@ -68,8 +68,6 @@ def bench(settings: VideoSettings, frame_count: int | None, step_count: int | No
     from halfreel_video.svd import NanDetected
 
     torch.backends.cudnn.deterministic = True
-    if settings.thread_count:
-        torch.set_num_threads(settings.thread_count)
     device = find_device(settings.device)
     reference = None
     for precision in PRECISIONS:
@@ -166,6 +164,10 @@ def main(argv: list[str]) -> int:
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the server
     quiet_libraries()
+    if settings.thread_count:
+        import torch
+
+        torch.set_num_threads(settings.thread_count)
     try:
         if read.steps is not None and not 1 <= read.steps <= MAX_STEP_COUNT:
             raise InvalidArgument(f"steps is {read.steps}; it must be between 1 and {MAX_STEP_COUNT}")

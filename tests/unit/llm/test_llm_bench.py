@@ -84,7 +84,9 @@ def test_numbers_that_are_not_finite_are_counted_and_left_out(
 
 def test_flags_out_of_range_end_with_one_line(capsys: pytest.CaptureFixture[str], glm_folder: Path) -> None:
     for tokens, text in (("0", "between 1 and 1024"), ("1024", "the model's context")):
-        assert bench.main(["--tokens", tokens, "--model", str(glm_folder), "--device", "cpu"]) == 2
+        assert (
+            bench.main(["--tokens", tokens, "--model", str(glm_folder), "--device", "cpu", "--thread-count", "1"]) == 2
+        )
         said = capsys.readouterr()
         assert said.out == ""
         assert said.err.startswith(f"tokens is {tokens}; ")
@@ -95,6 +97,6 @@ def test_rows_are_printed_as_they_come(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, glm_folder: Path
 ) -> None:
     monkeypatch.setattr(bench, "PRECISIONS", ("fp32",))
-    assert bench.main(["--tokens", "2", "--model", str(glm_folder), "--device", "cpu"]) == 0
+    assert bench.main(["--tokens", "2", "--model", str(glm_folder), "--device", "cpu", "--thread-count", "1"]) == 0
     [line] = capsys.readouterr().out.splitlines()
     assert json.loads(line)["part"] == "text"
