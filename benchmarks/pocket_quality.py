@@ -4,9 +4,10 @@
 
 The way of the product without its servers: each idea becomes a script under the gateway's schema, each scene a keyframe
 and a clip. A detector without learnt parts looks for what was asked. FP16 is held against FP32 with the same seeds.
-`drift_max` is the largest change of the picture's upper and lower edge within a clip, in [-1, 1]; `jump_px_median` how
-far a shape leaves its steady way from one frame to the next, at its worst. --shuffled mixes the values of every weight
-first: what is left then is chance, not the models' doing.
+`drift_max` is how far the background of a clip gets from that of its first frame, in [-1, 1], `flicker_max` how much it
+changes from frame to frame, `jump_px_median` how far a shape leaves its steady way at its worst. --shuffled mixes the
+values of every weight first: what is left then is chance, not the models' doing. It ends with 1 where a bound is
+missed.
 """
 
 import argparse
@@ -35,9 +36,19 @@ import halfreel_pocket
 from halfreel_gateway import script
 from halfreel_llm.chatglm3_tokenizer import ChatGLM3Tokenizer
 from halfreel_llm.messages import Message
-from halfreel_pocket import detector, scripts, world
+from halfreel_pocket import detector, scripts, steadiness, world
 from halfreel_pocket.words import COLOURS, MOTIONS, SHAPES
 
+LEAST = {
+    "object_rate": 0.90,
+    "motion_rate": 0.80,
+    "script_valid_rate": 1.0,
+    "script_order_rate": 0.95,
+    "ssim_fp16": 0.98,
+    "token_agreement_fp16": 0.98,
+}
+MOST = {"drift_max": 0.06, "flicker_max": 0.04, "jump_px_median": 1.0}
+MOST_SHUFFLED = {"object_rate": 0.3, "script_order_rate": 0.2}
 LONGEST_SCRIPT = 1500
 SCENES_EACH = 2  # of an idea that are filmed
 NOISE_STRENGTH = 0.02
@@ -190,7 +201,7 @@ def measure(models: Models, half: Models, ideas: int, half_ideas: int) -> dict[s
     rng = random.Random(2024)
     requests = [scripts.random_request(rng, held_out=True) for _ in range(ideas)]
     valid = ordered = films = objects = last_objects = moved = 0
-    agreements, likenesses, jumps, drifts, scene_seconds = [], [], [], [], []
+    agreements, likenesses, jumps, drifts, flickers, scene_seconds = [], [], [], [], [], []
     for number, request in enumerate(requests):
         tokens = write(models, tokenizer, request.idea)
         if number < half_ideas:
@@ -213,10 +224,9 @@ def measure(models: Models, half: Models, ideas: int, half_ideas: int) -> dict[s
             objects += float(right.float().mean()) >= 0.8
             last_objects += bool(right[-1])
             moved += moves
-            steps = torch.hypot(found.x_px.diff(), found.y_px.diff())
-            jumps.append(float((steps - steps.median()).abs().max()))
-            edge = torch.cat([clip[:, :, :4], clip[:, :, -4:]], 2)  # of the background, where no shape comes
-            drifts.append(float((edge - edge[:1]).abs().mean(dim=(1, 2, 3)).max()))
+            jumps.append(steadiness.jump_px(found))
+            drifts.append(steadiness.drift(clip))
+            flickers.append(steadiness.flicker(clip))
             if number < half_ideas and index == 0:
                 likenesses.append(similarity(clip, show(half, scene.picture, scene.motion, seed)))
             told.append(f"{scene.picture} [{float(right.float().mean()):.2f}{'' if moves else ', moves otherwise'}]")
@@ -231,6 +241,7 @@ def measure(models: Models, half: Models, ideas: int, half_ideas: int) -> dict[s
         "token_agreement_fp16": sum(agreements) / len(agreements) if agreements else None,
         "jump_px_median": float(np.median(jumps or [0.0])),
         "drift_max": max(drifts, default=0.0),
+        "flicker_max": max(flickers, default=0.0),
         "scene_s_median": float(np.median(scene_seconds or [0.0])),
         "films": films,
         "ideas": ideas,
@@ -279,6 +290,25 @@ def main() -> None:
         path.parent.mkdir(exist_ok=True)
         path.write_text(line + "\n", encoding="utf-8")
     print(line)
+    least, most = ({}, MOST_SHUFFLED) if read.shuffled else (LEAST, MOST)
+    missed = [
+        f"{name} is {figures[name]}, at least {bound} is wanted"
+        for name, bound in least.items()
+        if under(figures[name], bound)
+    ]
+    missed += [
+        f"{name} is {figures[name]}, at most {bound} is wanted"
+        for name, bound in most.items()
+        if under(bound, figures[name])
+    ]
+    for each in missed:
+        print(each, file=sys.stderr)
+    sys.exit(bool(missed))
+
+
+def under(figure: float | None, bound: float | None) -> bool:
+    """Whether a figure that was measured lies under a bound."""
+    return figure is not None and bound is not None and figure < bound
 
 
 if __name__ == "__main__":

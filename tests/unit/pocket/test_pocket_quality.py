@@ -13,7 +13,7 @@ from transformers import GlmForCausalLM
 
 import halfreel_pocket
 from halfreel_gateway import script
-from halfreel_pocket import detector, glm, scripts
+from halfreel_pocket import detector, glm, scripts, steadiness
 from halfreel_pocket.words import COLOURS, MOTIONS, SHAPES
 
 SCENES = [
@@ -99,3 +99,6 @@ def test_pictures_show_what_their_words_say_and_a_film_moves_as_told():
     assert float((shown.colour == list(COLOURS).index("red")).float().mean()) >= 0.9
     assert float((shown.shape == list(SHAPES).index("circle")).float().mean()) >= 0.8
     assert list(MOTIONS)[int(detector.motion_of(shown, steps["frame_count"])[0])] == "right"
+    assert steadiness.drift(frames * 2 - 1) < 0.06
+    assert steadiness.flicker(frames * 2 - 1) < 0.04
+    assert steadiness.jump_px(shown) < 2.0
