@@ -108,11 +108,13 @@ def _start(settings: GatewaySettings, to_stop: contextlib.ExitStack) -> Callable
     metrics.registry.register(FilmsCollector(store.counts, store.scene_counts))
 
     access = model_access(settings)
-    llm = balanced_channel(settings.llm_addresses, LLM_SERVICE, access)
-    video = balanced_channel(settings.video_addresses, VIDEO_SERVICE, access)
-    to_stop.callback(llm.close)
-    to_stop.callback(video.close)
-    models = Models(llm, video)
+    # Each call takes the next server's turn. Questions have turns of their own: with one before each script, all of them
+    # would be written by the same of two servers.
+    llm, asked_llm = (balanced_channel(settings.llm_addresses, LLM_SERVICE, access) for _ in range(2))
+    video, asked_video = (balanced_channel(settings.video_addresses, VIDEO_SERVICE, access) for _ in range(2))
+    for channel in (llm, asked_llm, video, asked_video):
+        to_stop.callback(channel.close)
+    models = Models(asked_llm, asked_video)
     announcer = Announcer(hub, store, running)
     memory = ServersMemory(settings.llm_addresses, settings.video_addresses, access)
     writer = ScriptWriter(store, running, announcer, models, llm)
