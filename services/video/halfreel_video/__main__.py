@@ -10,6 +10,7 @@ from halfreel_runtime.logs import configure_logs
 from halfreel_runtime.settings import load_settings
 from halfreel_runtime.startup import clear_errors
 from halfreel_runtime.tracing import start_tracing
+from halfreel_video.kernel_cache import keep_kernels
 from halfreel_video.quiet import quiet_libraries
 from halfreel_video.settings import SERVICE, VideoSettings
 
@@ -29,11 +30,12 @@ def main(argv: list[str] | None = None) -> NoReturn:
     # took 2 s so and 24 s otherwise.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+    keep_kernels(os.environ)
     quiet_libraries()
 
     import torch
 
-    from halfreel.gpu.v1 import gpu_pb2_grpc
+    from halfreel.gpu.v1 import gpu_pb2, gpu_pb2_grpc
     from halfreel.video.v1 import video_pb2_grpc
     from halfreel_runtime.device import find_device
     from halfreel_runtime.engine import Engine
@@ -53,6 +55,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     from halfreel_video.model import load_model, warm_up
     from halfreel_video.service import VideoService
     from halfreel_video.sleeping import SleepingVideo, guessed_bytes
+    from halfreel_video.spare_time import SpareTime
     from halfreel_video.text_model import load_text_model, warm_up_text
     from halfreel_video.text_service import TextVideoService
 
@@ -74,12 +77,13 @@ def main(argv: list[str] | None = None) -> NoReturn:
             capacity_bytes=limit.total_bytes - limit.min_free_bytes,
             instruments=instruments,
         )
+    spare_time = SpareTime(sleeper, awake=lambda: sleeper.state == gpu_pb2.MODEL_STATE_AWAKE)
     engine: Engine[Event] = Engine(
         name="video",
         max_waiting_count=settings.max_waiting_request_count,
         stall_s=settings.stall_s,
         observer=instruments,
-        gate=sleeper,
+        gate=spare_time,
     )
     video = VideoService(engine, memory, settings, instruments, sleeper)
     text_to_video = TextVideoService(engine, memory, settings, instruments)
@@ -102,6 +106,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
         warm_up(model, video.usual_levers())
         memory.clear()
         sleeper.model_loaded(SleepingVideo(model))
+        if settings.compile_blocks == "on" or (settings.compile_blocks == "auto" and device.kind == "cuda"):
+            spare_time.spend(video.compile_next)
 
     server = Server(settings, service=SERVICE, metrics=ServerMetrics(SERVICE, engine, memory, instruments))
     served = text_to_video if from_words else video

@@ -13,8 +13,9 @@ import torch
 
 from halfreel_runtime.host_arena import PinError
 from halfreel_video.attention import Attention
+from halfreel_video.compiled import CompiledBlocks
 from halfreel_video.feed_forward import FeedForwardChunks
-from halfreel_video.levers import Levers
+from halfreel_video.levers import SDPA, Levers
 from halfreel_video.streaming import WeightStream, unet_blocks
 from halfreel_video.weights import FlatWeights
 
@@ -52,6 +53,7 @@ class Layout:
         self._stream: WeightStream | None = None
         self._feed_forward = FeedForwardChunks(svd.unet)
         self.attention = Attention(svd.unet, device, dtype)
+        self.compiled = CompiledBlocks(svd)
         self._levers = Levers()
         self.changed: set[str] = set()  # parts in another arithmetic than they were loaded in
 
@@ -84,11 +86,14 @@ class Layout:
         """Has the next work done as levers say; brings nothing to the device, so that it can't fail.
 
         Returns:
-            The levers as they could be had: an attention backend that doesn't work here is replaced.
+            The levers as they could be had: an attention backend that doesn't work here is replaced, and what is not
+            compiled runs as it is.
         """
         backend = self.attention.use(levers.attention_backend)
         self._feed_forward.count = levers.feed_forward_chunk_count
-        self._levers = Levers(**{**vars(levers), "attention_backend": backend})
+        plain = backend == SDPA and levers.feed_forward_chunk_count == 1
+        compiled = self.compiled.use(levers.compiled and plain)
+        self._levers = Levers(**{**vars(levers), "attention_backend": backend, "compiled": compiled})
         if not levers.stream_weights:
             self._end_stream()
         return self._levers
@@ -102,6 +107,18 @@ class Layout:
         if not self._levers.offload_idle_parts:
             for name in self._weights:
                 self._bring(name)
+
+    def compile_next(self) -> bool:
+        """Compiles one block more, where both parts are on the device as they were loaded; tells whether there is more.
+
+        Between two clips, with nothing streamed: what is not so now may be so after the next clip.
+        """
+        if self._here[UNET] and self._here[VAE] and self._stream is None and not self.changed:
+            self.attention.use(SDPA)  # the next clip's levers decide anew
+            self._feed_forward.count = 1
+            self.compiled.compile_next()
+            self.release_cached()
+        return self.compiled.is_pending
 
     def is_here(self, name: str) -> bool:
         """Whether a part is on the device."""

@@ -12,7 +12,7 @@ of schedulers, guidance or levers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -85,17 +85,31 @@ class LeanUnet:
             image_only_indicator: torch.Tensor,
             return_dict: bool = True,
         ) -> tuple[torch.Tensor]:
+            place = self._once(model, lambda: places(*image_only_indicator.shape, hidden_states))
+            seen = [
+                self._once(block, partial(_attended, block, encoder_hidden_states))
+                for pair in zip(model.transformer_blocks, model.temporal_transformer_blocks, strict=True)
+                for block in pair
+            ]
+            return (model.body(hidden_states, place, seen, image_only_indicator),)
+
+        def body(
+            hidden_states: torch.Tensor,
+            place: torch.Tensor,
+            seen: Sequence[torch.Tensor],
+            image_only_indicator: torch.Tensor,
+        ) -> torch.Tensor:
+            """What there is to do at each step, given what the cross attentions of both kinds of blocks see."""
             image_count, _, height, width = hidden_states.shape
-            clip_count, frame_count = image_only_indicator.shape
+            frame_count = image_only_indicator.shape[1]
             residual = hidden_states
             hidden = model.norm(hidden_states)
             channel_count = hidden.shape[1]
             hidden = model.proj_in(hidden.permute(0, 2, 3, 1).reshape(image_count, height * width, channel_count))
-            place = self._once(model, lambda: places(clip_count, frame_count, hidden))
-            for block, temporal_block in zip(model.transformer_blocks, model.temporal_transformer_blocks, strict=True):
-                seen = self._once(block, partial(_attended, block, encoder_hidden_states))
-                seen_in_time = self._once(temporal_block, partial(_attended, temporal_block, encoder_hidden_states))
-                hidden = block(hidden, encoder_hidden_states=seen.repeat_interleave(frame_count, dim=0))
+            blocks = zip(model.transformer_blocks, model.temporal_transformer_blocks, strict=True)
+            for index, (block, temporal_block) in enumerate(blocks):
+                seen_here, seen_in_time = seen[2 * index], seen[2 * index + 1]
+                hidden = block(hidden, encoder_hidden_states=seen_here.repeat_interleave(frame_count, dim=0))
                 mixed = temporal_block(
                     hidden + place,
                     num_frames=frame_count,
@@ -103,9 +117,12 @@ class LeanUnet:
                 )
                 hidden = model.time_mixer(x_spatial=hidden, x_temporal=mixed, image_only_indicator=image_only_indicator)
             hidden = model.proj_out(hidden).reshape(image_count, height, width, channel_count)
-            return (hidden.permute(0, 3, 1, 2).contiguous() + residual,)
+            result: torch.Tensor = hidden.permute(0, 3, 1, 2)
+            if not torch.compiler.is_compiling():  # compiled convolutions want the channels where they are
+                result = result.contiguous()
+            return result + residual
 
-        model.forward = forward
+        model.forward, model.body = forward, body
 
     def _forward(
         self,

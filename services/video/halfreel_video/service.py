@@ -58,6 +58,12 @@ class VideoService(video_pb2_grpc.VideoServiceServicer):
         limit.enforce(admission.context_bytes)
         self._served = model, limits, admission
         self._memory.add_suggester(admission.suggestions)
+        self.tell_levers()
+        self._instruments.model(model.svd_folder.model_id, model.dtype_name, model.device.torch_name)
+
+    def tell_levers(self) -> None:
+        """Has memory reports tell the levers of a plain clip as they are from now on; the model has been loaded."""
+        model, _, admission = self._loaded()
         self._memory.set_levers(
             [
                 gpu_pb2.LeverStatus(lever="profile", value=self._settings.memory_profile),
@@ -65,7 +71,14 @@ class VideoService(video_pb2_grpc.VideoServiceServicer):
                 *admission.usual_levers().statuses(),
             ]
         )
-        self._instruments.model(model.svd_folder.model_id, model.dtype_name, model.device.torch_name)
+
+    def compile_next(self) -> bool:
+        """Compiles one block more, in the engine's thread; tells whether there is more to be done."""
+        model, _, _ = self._loaded()
+        if model.layout.compile_next():
+            return True
+        self.tell_levers()
+        return False
 
     def usual_levers(self) -> Levers:
         """Those of the clip that a request gets which names nothing; the model has been loaded."""

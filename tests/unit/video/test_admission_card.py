@@ -152,3 +152,26 @@ def test_a_driver_that_does_not_answer_leaves_the_budget_and_the_card(on_card: C
     assert isinstance(source, SimulatedSource)
     source.nvml = False
     assert server.verdict() is Verdict.FITS  # of others nothing is known; if it does not fit, the ladder helps
+
+
+def test_compiled_blocks_are_planned_where_they_are_ready_and_there_is_room_to_spare(
+    on_card: Callable[..., Server], model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = on_card(80)
+    plain, _ = server.admission.admit(CLIP)
+    assert not plain.levers.compiled
+    monkeypatch.setattr(model.layout.compiled, "ready", True)
+    fast, _ = server.admission.admit(CLIP)
+    assert fast.levers == dataclasses.replace(plain.levers, compiled=True)
+    assert fast.plan == plain.plan
+    assert server.admission.usual_levers().compiled
+    # What the client fixed is done so; where the work would not fit twice, blocks run as they were measured.
+    fixed = video_pb2.GenerateRequest(prompt="a red circle", levers=plain.levers.message())
+    assert not server.admission.admit(fixed)[0].levers.compiled
+    work = max(phase.activation_bytes for phase in plain.plan.phases)
+    for spare, compiled in ((1.1, True), (0.9, False)):
+        server.card.others_bytes = int(80 * GIB - plain.plan.needed_bytes - spare * work)
+        choice, _ = server.admission.admit(CLIP)
+        assert (choice.plan.verdict, choice.levers.compiled) == (Verdict.FITS, compiled)
+    server.card.others_bytes = 70 * GIB  # levers that give something up
+    assert not server.admission.admit(CLIP)[0].levers.compiled

@@ -173,6 +173,27 @@ def test_a_stopped_streamed_clip_does_not_change_the_next(
     assert run(**SAVER).mp4 == expected
 
 
+def test_what_is_not_compiled_runs_as_it_is_and_says_so(
+    run: Any, model: VideoModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = run()
+    assert run(compiled=True).levers == plain.levers == Levers()
+    for region in model.layout.compiled._unet:
+        monkeypatch.setattr(region, "_backend", "eager")  # no C++ compiler
+    assert model.layout.compile_next()  # both models are here: a block is done, and no clip runs by it
+    assert run(compiled=True).levers == Levers()
+    monkeypatch.setattr(model.layout.compiled, "ready", True)
+    done = run(compiled=True)
+    assert done.levers == Levers(compiled=True)
+    # Ready by decree alone: what was never compiled is not compiled now either.
+    assert (frames_of(done.mp4) == frames_of(plain.mp4)).all()
+    assert run(compiled=True, feed_forward_chunk_count=2).levers == Levers(feed_forward_chunk_count=2)
+    monkeypatch.setattr(model.svd.unet, "forward", starving(1, model.svd.unet.forward))
+    saved = run(compiled=True)
+    assert "compiled_false" in saved.rungs
+    assert not model.layout.levers.compiled
+
+
 def test_out_of_memory_in_decoding_keeps_the_latents(
     run: Any, model: VideoModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
