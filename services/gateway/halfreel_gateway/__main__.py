@@ -108,8 +108,8 @@ def _start(settings: GatewaySettings, to_stop: contextlib.ExitStack) -> Callable
     metrics.registry.register(FilmsCollector(store.counts, store.scene_counts))
 
     access = model_access(settings)
-    # Each call takes the next server's turn. Questions have turns of their own: with one before each script, all of them
-    # would be written by the same of two servers.
+    # Each call takes the next server's turn. Questions have turns of their own: with one before each script, all would
+    # be written by the same of two servers.
     llm, asked_llm = (balanced_channel(settings.llm_addresses, LLM_SERVICE, access) for _ in range(2))
     video, asked_video = (balanced_channel(settings.video_addresses, VIDEO_SERVICE, access) for _ in range(2))
     for channel in (llm, asked_llm, video, asked_video):
