@@ -60,6 +60,21 @@ def test_a_service_that_is_not_installed_is_named(run: Any, monkeypatch: pytest.
     assert "halfreel_video is not installed here" in done.output
 
 
+def test_a_module_that_says_much_is_heard_to_its_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "chatty.py").write_text(
+        "import sys\nfor number in range(3):\n"
+        "    sys.stderr.write('advice\\n' * 20_000)\n    print('{\"number\": %d}' % number, flush=True)\n"
+        "sys.exit('it went wrong')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    found = service_module.run_module("chatty", [])
+    assert [row["number"] for row in found] == [0, 1, 2]
+    (tmp_path / "chatty.py").write_text("import sys\nsys.stderr.write('advice\\nit went wrong\\n')\nsys.exit(2)\n")
+    with pytest.raises(service_module.CommandError, match=r"^it went wrong$"):
+        list(service_module.run_module("chatty", []))
+
+
 ROWS = {
     "halfreel_llm.bench": [
         {

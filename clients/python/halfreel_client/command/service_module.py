@@ -6,6 +6,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -27,13 +28,15 @@ def run_module(module: str, flags: Sequence[str]) -> Iterator[dict[str, Any]]:
     if importlib.util.find_spec(package) is None:
         raise CommandError(f"{package} is not installed here; pip install it from its folder", ExitCode.USAGE)
     command = [sys.executable, "-m", module, *flags]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        for line in process.stdout:
-            if line.startswith("{"):
-                yield json.loads(line)
-        said = process.stderr.read().strip().splitlines()
+    # Into a file: a pipe that nobody reads meanwhile would stop a module that says much.
+    with tempfile.TemporaryFile("w+") as errors:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.startswith("{"):
+                    yield json.loads(line)
+        errors.seek(0)
+        said = errors.read().strip().splitlines()
     if process.returncode not in (0, 1):
         text = said[-1] if said else f"{module} ended with code {process.returncode}"
         raise CommandError(printable(text), ExitCode.USAGE if process.returncode == ExitCode.USAGE else ExitCode.FAILED)
