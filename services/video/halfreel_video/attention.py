@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from diffusers.models.attention_processor import AttnProcessor2_0, XFormersAttnProcessor
 
+from halfreel_video.attention_kernels import ChosenAttention, kept_kernels
 from halfreel_video.levers import SDPA, SLICED, XFORMERS
 
 SLICE_COUNT = 8  # queries, keys and values of an eighth of the batch at a time
@@ -46,9 +47,12 @@ class Attention:
     """The attention backend of one UNet, and which backends there are on this device."""
 
     def __init__(self, unet: Any, device: torch.device, dtype: torch.dtype) -> None:
-        """Probes xFormers once."""
+        """Probes xFormers once, and which of PyTorch's kernels are the fastest."""
         self._unet = unet
+        self.kernels = kept_kernels(device, dtype)
         self.backend = SDPA
+        if self.kernels:
+            unet.set_attn_processor(self._processor(SDPA))
         self.xformers_problem = xformers_problem(device, dtype)
 
     def use(self, backend: str) -> str:
@@ -56,9 +60,14 @@ class Attention:
         if backend == XFORMERS and self.xformers_problem:
             backend = SDPA
         if backend != self.backend:
-            self._unet.set_attn_processor(_PROCESSORS[backend]())
+            self._unet.set_attn_processor(self._processor(backend))
             self.backend = backend
         return backend
+
+    def _processor(self, backend: str) -> Any:
+        if backend == SDPA and self.kernels:
+            return ChosenAttention(self.kernels)
+        return _PROCESSORS[backend]()
 
 
 # Named outright: `set_default_attn_processor` would pick the naive attention, which takes 86 GiB for a clip.
