@@ -17,8 +17,8 @@ from llm_bench import card, make_folder, result_of, serving, write_result
 from halfreel.llm.v1 import llm_pb2, llm_pb2_grpc
 
 
-def measure(folder: Path, flags: list[str]) -> dict[str, Any]:
-    """Two starts."""
+def measure(folder: Path, flags: list[str], prompt: int) -> dict[str, Any]:
+    """Two starts; what is planned is a reply after so many tokens of prompt."""
     figures: dict[str, Any] = {}
     stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     for name in ("first", "warm"):
@@ -27,7 +27,7 @@ def measure(folder: Path, flags: list[str]) -> dict[str, Any]:
             with grpc.insecure_channel(server.address) as channel:
                 stub = llm_pb2_grpc.LlmServiceStub(channel)
                 report = stub.MemoryStatus(llm_pb2.MemoryStatusRequest()).report
-                plan = stub.PlanMemory(llm_pb2.PlanMemoryRequest(prompt_token_count=512)).plan
+                plan = stub.PlanMemory(llm_pb2.PlanMemoryRequest(prompt_token_count=prompt)).plan
             load = next(each for each in report.devices[0].phase_peaks if each.phase == "load")
             figures[f"load_{name}_s"] = load.duration.ToMilliseconds() / 1000
             figures["reserved_gib"] = report.devices[0].reserved_bytes / 2**30
@@ -48,7 +48,7 @@ def main() -> None:
     read = arguments.parse_args()
     folder = read.folder.with_name(read.folder.name + "-tiny") if read.tiny else read.folder
     make_folder(folder, tiny=read.tiny)
-    figures = measure(folder, read.flags.split())
+    figures = measure(folder, read.flags.split(), 64 if read.tiny else 512)
     line = result_of(figures, where=card(), libraries=("torch", "transformers", "safetensors"))
     if read.write:
         write_result(line, "startup", card())
