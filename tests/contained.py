@@ -139,10 +139,18 @@ def contained(
             stderr=output,
         )
     try:
+        _wait_apart(process)
         yield Contained(process, stage, merged, log)
     finally:
         process.kill()
         process.wait()
+
+
+def _wait_apart(process: subprocess.Popen[bytes]) -> None:
+    """Waits until it is in its namespaces: who joined it before would be in those of this process."""
+    own = Path("/proc/self/ns/mnt").readlink()
+    while process.poll() is None and Path(f"/proc/{process.pid}/ns/mnt").readlink() == own:
+        time.sleep(0.01)
 
 
 def _as_user(stage: Stage) -> list[str]:
