@@ -8,9 +8,13 @@ speed do not depend on the values; 25 frames of 1024x576 with guidance, FP16, an
 `pocket` is the trained pocket model as the server has it. `tiny` only tries the script. With fewer steps than a whole
 clip has, seconds of a clip are not told.
 
-Variants: "diffusers" (StableVideoDiffusionPipeline as it comes, decode chunk 8), "exact" (the server's),
-"channels_last" and "compiled" (of the exact one: weights in channels_last; blocks compiled one by one as well), and
-each trade.
+Variants: "diffusers" (StableVideoDiffusionPipeline as it comes, decode chunk 8), "exact" (the server's, uncompiled),
+each trade; then those that change the layers, one after the other: "attention" (the exact one by the attention kernels
+that a probe finds fastest, PyTorch's default otherwise), "channels_last" (of the exact one, uncompiled), "compiled" and
+"compiled_product" (the server's compiled blocks, with convolutions over frames as those of a picture, or as one matrix
+product), "compiled_attention" (with the probe's kernels too), "graph" (a CUDA graph of a whole pass of the UNet on top of
+that), and "diffusers_compiled" (`torch.compile` of diffusers' UNet and of the VAE's decoder). "kernels" times each
+attention kernel on the classes of shape. Every part has its own time limit; what fails says so and ends alone.
 """
 
 # ruff: noqa: E402 - the allocator and the hub client are told before torch and diffusers are imported
@@ -47,9 +51,11 @@ quiet_libraries()
 
 import make_svd_xt
 from likeness import psnr_db, ssim
-from memory_card import limited, say, write
+from memory_card import limited, run_part, say, write
 
+from halfreel_video.attention_kernels import SHAPES, ChosenAttention, fastest_kernels, kernel_seconds
 from halfreel_video.clip import ClipRequest
+from halfreel_video.compiled import CompiledBlocks
 from halfreel_video.folder import KEYFRAME, SVD, open_folder
 from halfreel_video.lean_unet import make_lean
 from halfreel_video.levers import Levers
@@ -61,6 +67,15 @@ from halfreel_video.trades import TRADES
 GIB = 2**30
 UNET_TFLOP = 159.9  # of a step with guidance, 25 frames of 1024x576
 _PREVIEW_COUNT = 20
+HEAVY = (
+    "attention",
+    "channels_last",
+    "compiled",
+    "compiled_product",
+    "compiled_attention",
+    "graph",
+    "diffusers_compiled",
+)
 SIZES = {"real": (1024, 576, 25), "tiny": (64, 64, 5)}
 
 
@@ -126,7 +141,7 @@ class Bench:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
 
-    def as_it_comes(self, taken: Taken) -> Any:
+    def as_it_comes(self, taken: Taken, unet: Any = None) -> Any:
         """The call of diffusers; steps are told apart by its callback, which waits for the device."""
         stamps: list[float] = []
 
@@ -136,7 +151,7 @@ class Bench:
             return values
 
         clip = self.clip
-        self.pipeline.unet = self.unet
+        self.pipeline.unet = unet if unet is not None else self.unet
         self.sync()
         began_at = time.monotonic()
         pictures = self.pipeline(
@@ -246,16 +261,125 @@ def channels_last(module: Any) -> Any:
     return module
 
 
-def compiled(module: Any) -> Any:
-    """Compiles every transformer block and resnet by itself: those of one shape share what was compiled."""
-    from diffusers.models.attention import BasicTransformerBlock, TemporalBasicTransformerBlock
-    from diffusers.models.resnet import SpatioTemporalResBlock
+def graphed(unet: Any) -> Callable[..., Any]:
+    """The UNet's pass as one CUDA graph a choice of halves, where its weights stay; as it is at a clip's first step."""
+    captured: dict[Any, Any] = {}
 
-    torch._dynamo.config.recompile_limit = 64
-    for part in module.modules():
-        if isinstance(part, BasicTransformerBlock | TemporalBasicTransformerBlock | SpatioTemporalResBlock):
-            part.forward = torch.compile(part.forward, dynamic=False)
-    return module
+    def run(sample: torch.Tensor, timestep: torch.Tensor, **named: Any) -> Any:
+        kept = named["kept"]
+        if not kept.values or not sample.is_cuda:  # what is computed once a clip is not there yet
+            return unet(sample, timestep, **named)
+        key = id(kept)
+        if key not in captured:
+            inputs = sample.clone(), timestep.clone()
+            graph = torch.cuda.CUDAGraph()
+            unet(*inputs, **named)
+            torch.cuda.synchronize()
+            with torch.cuda.graph(graph):
+                result = unet(*inputs, **named)
+            captured.clear()
+            captured[key] = graph, inputs, result, kept
+        graph, inputs, result, _ = captured[key]
+        inputs[0].copy_(sample)
+        inputs[1].copy_(timestep)
+        graph.replay()
+        return (result[0].clone(),)
+
+    return run
+
+
+class Graphed(torch.nn.Module):
+    """Stands in for a UNet whose pass is replayed."""
+
+    def __init__(self, unet: Any) -> None:
+        super().__init__()
+        self.unet, self.config, self.lean = unet, unet.config, unet.lean
+        self.add_embedding = unet.add_embedding
+        self._run = graphed(unet)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The UNet's arithmetic."""
+        return self.unet.dtype
+
+    def forward(self, *arguments: Any, **named: Any) -> Any:
+        """As the UNet's."""
+        return self._run(*arguments, **named)
+
+
+def heavy_variants(bench: Bench, backend: str) -> dict[str, Callable[[], Callable[[Taken], Any]]]:
+    """What changes layers: each prepares itself when it is called, and gives what renders its clip."""
+    pipeline, plain_vae = bench.pipeline, bench.pipeline.vae
+
+    def fresh() -> Any:
+        pipeline.vae = plain_vae
+        pipeline.unet = copy.deepcopy(bench.unet)
+        make_lean(pipeline.unet)
+        return pipeline.unet
+
+    def attention(unet: Any) -> None:
+        dtype = next(unet.parameters()).dtype
+        kernels = fastest_kernels(bench.device, dtype) if bench.on_gpu else {"temporal": "math"}
+        say(part="attention", kernels=kernels)
+        unet.set_attn_processor(ChosenAttention(kernels))
+
+    def by_attention() -> Callable[[Taken], Any]:
+        unet = fresh()
+        attention(unet)
+        return lambda taken: bench.ours(taken, unet)
+
+    def by_channels_last() -> Callable[[Taken], Any]:
+        unet = channels_last(fresh())
+        return lambda taken: bench.ours(taken, unet)
+
+    def by_compiler(temporal: Any = "picture", *, chosen: bool = False, graph: bool = False) -> Callable[[Taken], Any]:
+        unet = fresh()
+        pipeline.vae = copy.deepcopy(plain_vae)
+        if chosen:
+            attention(unet)
+        blocks, began_at = CompiledBlocks(pipeline, temporal=temporal, backend=backend), time.monotonic()
+        if not blocks.compile_all():
+            raise RuntimeError(blocks.problem)
+        say(part="compile", temporal=temporal, seconds=round(time.monotonic() - began_at, 1))
+        blocks.use(True)
+        shown, vae = Graphed(unet) if graph else unet, pipeline.vae
+
+        def render(taken: Taken) -> Any:
+            pipeline.vae = vae
+            return bench.ours(taken, shown)
+
+        return render
+
+    def diffusers_compiled() -> Callable[[Taken], Any]:
+        pipeline.vae = copy.deepcopy(plain_vae)
+        unet, vae = channels_last(copy.deepcopy(bench.unet)), pipeline.vae
+        unet.forward = torch.compile(unet.forward, backend=backend)
+        vae.decoder.forward = torch.compile(channels_last(vae.decoder).forward, backend=backend)
+
+        def render(taken: Taken) -> Any:
+            pipeline.vae = vae
+            return bench.as_it_comes(taken, unet)
+
+        return render
+
+    return {
+        "attention": by_attention,
+        "channels_last": by_channels_last,
+        "compiled": by_compiler,
+        "compiled_product": lambda: by_compiler("product"),
+        "compiled_attention": lambda: by_compiler(chosen=True),
+        "graph": lambda: by_compiler(chosen=True, graph=True),
+        "diffusers_compiled": diffusers_compiled,
+    }
+
+
+def tell_kernels(bench: Bench) -> None:
+    """Milliseconds of each attention kernel on the classes of shape that the model has."""
+    dtype = next(bench.unet.parameters()).dtype
+    shapes = SHAPES | {f"spatial_{tokens}": (50, heads, tokens, 64) for heads, tokens in ((10, 2304), (20, 576))}
+    for kind, shape in (shapes if bench.on_gpu else {"tiny": (4, 2, 20, 16)}).items():
+        seconds = kernel_seconds(bench.device, dtype, shape)
+        say(part="kernels", kind=kind, shape=shape, ms={name: round(1000 * each, 3) for name, each in seconds.items()})
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -307,20 +431,25 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     for _ in range(arguments.rounds):
         for name in names:
             part(name)
-    # These change the weights' order and the layers, so that they come last.
-    for name, change in (("channels_last", channels_last), ("compiled", compiled)):
+    if "kernels" in arguments.variants:
+        run_part("kernels", arguments.part_s, lambda: tell_kernels(bench))
+    # These change the layers, so that they come last.
+    for name, prepare in heavy_variants(bench, arguments.backend).items():
         if name not in arguments.variants:
             continue
-        unet = change(bench.lean)
-        if name == "compiled":
-            change(channels_last(bench.pipeline.vae.decoder))
-        made[name] = lambda taken, unet=unet: bench.ours(taken, unet)
-        began_at = time.monotonic()
+        began_at, left = time.monotonic(), min(arguments.part_s, int(deadline - time.monotonic()))
+        if left < 1:
+            say(part=name, left_out="no time is left")
+            continue
+        made[name] = run_part(f"{name}, prepared", left, prepare)
+        if made[name] is None:
+            continue
         part(name, warm_up=True)
         if name in taken:
             taken[name].prepared_s = time.monotonic() - began_at
         for _ in range(arguments.rounds):
             part(name)
+        made.pop(name)
     return figures(bench, taken, reference)
 
 
@@ -342,7 +471,7 @@ def figures(bench: Bench, taken: dict[str, Taken], reference: Any) -> dict[str, 
             mine["first_clip_s"] = round(each.prepared_s, 1)
         if bench.on_gpu:
             mine["peak_gib"] = round(each.peak_bytes / GIB, 3)
-            if bench.clip.frame_count == 25 and each.step_s and name in ("diffusers", "exact", "compiled"):
+            if bench.clip.frame_count == 25 and each.step_s and "trade" not in name and name not in TRADES:
                 mine["unet_tflop_s"] = round(UNET_TFLOP / statistics.mean(each.step_s), 1)
         for label, other in (("fp32", reference), ("diffusers", base.frames if base else None)):
             if other is not None and name != label:
@@ -375,10 +504,12 @@ def main() -> None:
     """Prints one JSON line a part, and the result last."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=("pocket", "real", "tiny"), default="pocket")
-    parser.add_argument("--variants", default="", help="comma-separated; all but channels_last and compiled on a CPU")
+    parser.add_argument("--variants", default="", help="comma-separated; on a CPU those that change no layers")
     parser.add_argument("--step-count", type=int, default=0, help="0 takes the model's own")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--budget-s", type=float, default=3600.0, help="parts that begin later are left out")
+    parser.add_argument("--part-s", type=int, default=120, help="limit of each preparation")
+    parser.add_argument("--backend", default="inductor", help="of torch.compile; eager tries the script without")
     parser.add_argument("--thread-count", type=int, default=0)
     parser.add_argument("--card", default="cpu", help="in the name of the result: h200, h100 or cpu")
     parser.add_argument("--out", type=Path)
@@ -387,7 +518,7 @@ def main() -> None:
         torch.set_num_threads(arguments.thread_count)
     torch.backends.cudnn.deterministic = True  # as the server
     usual = ["fp32", "diffusers", "exact", *TRADES, "both_trades"]
-    heavy = ["channels_last", "compiled"] if arguments.model == "real" else []
+    heavy = ["kernels", *HEAVY] if arguments.model == "real" else []
     arguments.variants = arguments.variants.split(",") if arguments.variants else usual + heavy
     with torch.no_grad():
         found = run(arguments)
