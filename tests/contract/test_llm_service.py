@@ -472,13 +472,14 @@ async def test_verdicts_are_counted(folder: Path) -> None:
         assert (await error_of(stub.Generate(request(messages=turns, max_output_token_count=512)))).reason
         assert (await error_of(stub.Generate(request(temperature=9)))).reason == "INVALID_FIELD"
         assert verdicts_of(server) == none | {"fits": 2, "refused": 1}
-        calls = [stub.Generate(endless()) for _ in range(2)]
-        await begin(calls[0])
-        await calls[1].read()
+        running = stub.Generate(endless())
+        await begin(running)
+        waiting = stub.Generate(endless())
+        await waiting.read()
         assert (await error_of(stub.Generate(endless()))).reason == "QUEUE_FULL"  # it fits, and may come again
         assert verdicts_of(server) == none | {"fits": 5, "refused": 1}
-        for call in calls:
-            call.cancel()
+        running.cancel()
+        waiting.cancel()
 
 
 async def test_what_does_not_fit_the_budget_is_refused_and_counted(folder: Path) -> None:
