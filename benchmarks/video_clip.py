@@ -12,7 +12,7 @@ Variants: "diffusers" (StableVideoDiffusionPipeline as it comes, decode chunk 8)
 each trade; then those that change the layers, one after the other: "attention" (the exact one by the attention kernels
 that a probe finds fastest, PyTorch's default otherwise), "channels_last" (of the exact one, uncompiled), "compiled" and
 "compiled_product" (the server's compiled blocks, with convolutions over frames as those of a picture, or as one matrix
-product), "compiled_attention" (with the probe's kernels too), "graph" (a CUDA graph of a whole pass of the UNet on top of
+product), "compiled_attention" (with those kernels too), "graph" (a CUDA graph of a whole pass of the UNet on top of
 that), and "diffusers_compiled" (`torch.compile` of diffusers' UNet and of the VAE's decoder). "kernels" times each
 attention kernel on the classes of shape. Every part has its own time limit; what fails says so and ends alone.
 """
