@@ -163,8 +163,9 @@ class Clips(Server):
         self.step_count = 0
 
     def load(self) -> None:
-        """See `Server`; as in profile saver, nothing is brought before it is used."""
+        """See `Server`; laid out for the usual clip, as by the server's warm-up."""
         self._video = ChargedVideo.of(self._small, self.allocator, self.memory, self.sleeper)
+        self._video.layout.arrange(self._video.admission.usual_levers())
         self._video.layout.taken_ratio = self._taken
         self.sleeper.model_loaded(self._video.sleeping)
 
@@ -263,7 +264,7 @@ async def stress(small: VideoModel, budget_gib: int, request_count: int) -> dict
                     break
 
         await asyncio.gather(*(one(number) for number in range(request_count)))
-        deaths = sum(each.engine.state is not EngineState.SERVING for each in servers)
+        deaths = sum(each.engine.state is EngineState.DEAD for each in servers)
         await clips.call("sleep")
         await replies.call("sleep")
         left = card.used_bytes - card.others_bytes - LLM_CONTEXT_BYTES - VIDEO_CONTEXT_BYTES

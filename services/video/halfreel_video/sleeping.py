@@ -5,17 +5,20 @@ Knows no server, nor when they sleep.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
 from halfreel_runtime.errors import HalfreelError
+from halfreel_runtime.failures import release_frames
 from halfreel_runtime.memory_limit import CONTEXT_BYTES
 from halfreel_runtime.weights_host import HostedWeights
 from halfreel_video.folder import KEYFRAME, SVD, open_folder
 from halfreel_video.model import VideoModel
 from halfreel_video.settings import VideoSettings
+from halfreel_video.shortage import is_shortage
 
 # A clip of the default model takes so much beside the weights with no lever that costs time: 15.5 GiB in all.
 _CLIP_BYTES = 12 * 2**30
@@ -64,17 +67,19 @@ class SleepingVideo:
     def wake(self) -> None:
         """Brings back what the last clip's levers keep on the device between two clips.
 
-        Raises:
-            torch.OutOfMemoryError: there is no room; both are asleep.
+        Where that has no room any more, parts come when they are used: a clip with other levers may still fit.
         """
         if self._file is not None:
             self._file.wake()
             return
         try:
             self._layout.bring_all()
-        except BaseException:
+        except Exception as error:
+            release_frames(error)
             self._layout.park_all()
-            raise
+            if not is_shortage(error):
+                raise
+            self._layout.take(replace(self._layout.levers, offload_idle_parts=True))
         self._left_bytes = 0
 
 

@@ -193,6 +193,19 @@ def test_a_rung_that_frees_nothing_is_not_taken(video_on: MakeVideo, make_clip: 
     assert not any(video.layout.is_here(name) for name in (KEYFRAME, IMAGE_ENCODER, UNET))
 
 
+def test_a_model_that_has_no_room_for_all_parts_any_more_wakes_and_renders(video_on: MakeVideo, make_clip: Any) -> None:
+    video = video_on(12)
+    run(video, make_clip())
+    sleeping = video.sleeping
+    sleeping.sleep()
+    assert video.allocator.live.allocated == 0
+    video.allocator.card.others_bytes = 7 * GIB  # all parts are 6.6, and 5 are left
+    sleeping.wake()
+    assert video.allocator.live.allocated == 0
+    done, _ = run(video, make_clip(offload_idle_parts=True, width_px=512, height_px=320))
+    assert done.rungs == ()
+
+
 def test_where_no_rung_helps_the_clip_fails_alone_and_the_card_is_left_clean(
     video_on: MakeVideo, make_clip: Any
 ) -> None:

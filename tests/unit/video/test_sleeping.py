@@ -13,6 +13,7 @@ from halfreel_runtime.device import Device, find_device
 from halfreel_runtime.memory import MemoryMonitor
 from halfreel_video.events import ClipDone
 from halfreel_video.job import ClipJob
+from halfreel_video.levers import Levers
 from halfreel_video.model import VideoModel, load_model
 from halfreel_video.settings import VideoSettings
 from halfreel_video.sleeping import SleepingVideo
@@ -50,7 +51,8 @@ class FakeLayout:
     def __init__(self) -> None:
         self.done: list[str] = []
         self.here = 100
-        self.full = False
+        self.fault: Exception | None = None
+        self.levers = Levers()
 
     def device_bytes(self) -> int:
         return self.here
@@ -59,29 +61,51 @@ class FakeLayout:
         self.done.append("park")
         self.here = 0
 
+    def take(self, levers: Levers) -> Levers:
+        self.levers = levers
+        return levers
+
     def bring_all(self) -> None:
         self.done.append("bring")
+        if self.levers.offload_idle_parts:
+            return
         self.here = 50
-        if self.full:
-            raise torch.OutOfMemoryError
+        if self.fault is not None:
+            raise self.fault
         self.here = 100
 
 
-def test_on_a_gpu_the_layout_does_it_and_parks_what_came_where_not_all_has_room() -> None:
+@pytest.fixture
+def sleeping() -> SleepingVideo:
     class Model:
         layout = FakeLayout()
         device = Device("cuda", 0, "GPU-1", "a card", "cuda:0")
 
-    layout = Model.layout
-    sleeping = SleepingVideo(Model())  # type: ignore[arg-type]
+    return SleepingVideo(Model())  # type: ignore[arg-type]
+
+
+def test_on_a_gpu_the_layout_does_it_and_a_failure_leaves_it_asleep(sleeping: SleepingVideo) -> None:
+    layout: Any = sleeping._layout
     assert sleeping.weight_bytes == 100
     sleeping.sleep()
     assert (sleeping.weight_bytes, layout.here) == (100, 0)
-    layout.full = True
-    with pytest.raises(torch.OutOfMemoryError):
+    layout.fault = RuntimeError("it broke")
+    with pytest.raises(RuntimeError, match="it broke"):
         sleeping.wake()
     assert (sleeping.weight_bytes, layout.here) == (100, 0)
-    layout.full = False
+    layout.fault = None
     sleeping.wake()
     assert (sleeping.weight_bytes, layout.here) == (100, 100)
     assert layout.done == ["park", "bring", "park", "bring"]
+
+
+def test_where_not_all_has_room_any_more_parts_come_when_they_are_used(sleeping: SleepingVideo) -> None:
+    layout: Any = sleeping._layout
+    sleeping.sleep()
+    layout.fault = torch.OutOfMemoryError("CUDA out of memory")
+    sleeping.wake()
+    assert layout.levers.offload_idle_parts
+    assert (sleeping.weight_bytes, layout.here) == (0, 0)
+    sleeping.sleep()
+    sleeping.wake()  # as the levers are now
+    assert layout.done == ["park", "bring", "park", "park", "bring"]
