@@ -85,7 +85,8 @@ class LeanUnet:
             image_only_indicator: torch.Tensor,
             return_dict: bool = True,
         ) -> tuple[torch.Tensor]:
-            place = self._once(model, lambda: places(*image_only_indicator.shape, hidden_states))
+            clip_count, frame_count = image_only_indicator.shape
+            place = self._once(model, lambda: places(clip_count, frame_count, hidden_states))
             seen = [
                 self._once(block, partial(_attended, block, encoder_hidden_states))
                 for pair in zip(model.transformer_blocks, model.temporal_transformer_blocks, strict=True)
