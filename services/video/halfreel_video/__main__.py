@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
         warm_up(model, video.usual_levers())
         memory.clear()
         sleeper.model_loaded(SleepingVideo(model))
-        if settings.compile_blocks == "on" or (settings.compile_blocks == "auto" and device.kind == "cuda"):
+        if settings.compile_blocks:
             spare_time.spend(video.compile_next)
 
     server = Server(settings, service=SERVICE, metrics=ServerMetrics(SERVICE, engine, memory, instruments))

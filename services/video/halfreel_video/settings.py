@@ -32,10 +32,10 @@ class VideoSettings(ModelServerSettings):
         description="Arithmetic of all models; auto is fp16 on a GPU (bf16 where fp16 is known to fail), and "
         "fp32 on a CPU.",
     )
-    compile_blocks: Literal["auto", "on", "off"] = Field(
-        "auto",
-        description="Whether the blocks of an image-to-video model are compiled for the device in spare moments, and "
-        "clips that have room to spare then run faster; auto is on on a GPU, and off on a CPU.",
+    compile_blocks: bool = Field(
+        False,
+        description="Whether the blocks of an image-to-video model are compiled for the device in spare moments, for "
+        "clips that have room to spare. What it gains was not measured yet.",
     )
     max_width_px: int = Field(
         0, ge=0, le=2048, description="Widest clip; 0 takes four times the model's own width, 2048 at most."
