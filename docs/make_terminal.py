@@ -26,8 +26,9 @@ from halfreel_client.credentials import Credentials
 from halfreel_client.display.live_view import LiveView
 from halfreel_client.display.summary import summary_of
 from halfreel_client.display.summary_table import summary_tables
-from halfreel_client.film import Film, FilmSettings
+from halfreel_client.film import Film
 from halfreel_client.film_events import FilmEvent, SceneStep
+from halfreel_client.film_settings import FilmSettings
 from halfreel_client.memory import ServerMemory
 
 IMAGES = Path(__file__).with_name("images")

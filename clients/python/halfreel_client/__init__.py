@@ -57,7 +57,6 @@ if TYPE_CHECKING:
         Film,
         FilmError,
         FilmPage,
-        FilmSettings,
         FilmState,
         Motion,
         Picture,
@@ -80,6 +79,7 @@ if TYPE_CHECKING:
         VideoReady,
         Waiting,
     )
+    from halfreel_client.film_settings import FilmSettings
     from halfreel_client.levers import Levers, Variant
     from halfreel_client.memory import (
         DeviceKind,
@@ -202,6 +202,7 @@ _HOMES = (
     "errors",
     "film",
     "film_events",
+    "film_settings",
     "levers",
     "memory",
     "model_clients",

@@ -17,8 +17,9 @@ from halfreel_client.channel import DEFAULT_ADDRESS, open_channel
 from halfreel_client.credentials import Credentials
 from halfreel_client.download import Download
 from halfreel_client.errors import HalfreelError, raising
-from halfreel_client.film import Film, FilmPage, FilmSettings, create_request, film_from, video_of
+from halfreel_client.film import Film, FilmPage, film_from, video_of
 from halfreel_client.film_events import FilmEvent, own_event
+from halfreel_client.film_settings import FilmSettings, create_request
 from halfreel_client.memory import ServerMemory, server_memory_from
 from halfreel_client.patience import Patience
 from halfreel_client.watching import Watching

@@ -46,7 +46,7 @@ from halfreel_client.display.partial_script import PartialScript, read_partial
 from halfreel_client.display.plain_view import PlainView
 from halfreel_client.display.printable import printable
 from halfreel_client.display.summary import cheaper_text, summary_of
-from halfreel_client.film import _settings_from, create_request
+from halfreel_client.film_settings import create_request, settings_from
 from halfreel_client.memory import MemoryPeak
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -169,8 +169,8 @@ def test_a_profile_goes_into_the_message_and_comes_back() -> None:
     )
     message = create_request("an idea", asked, "r").settings
     assert message.profile == gpu_pb2.MEMORY_PROFILE_SAVER
-    assert _settings_from(message) == asked
-    assert _settings_from(create_request("an idea", FilmSettings(), "r").settings) == FilmSettings()
+    assert settings_from(message) == asked
+    assert settings_from(create_request("an idea", FilmSettings(), "r").settings) == FilmSettings()
 
 
 def test_what_a_snapshot_holds_is_not_told_again() -> None:

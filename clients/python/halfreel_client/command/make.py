@@ -24,7 +24,7 @@ from halfreel_client.display.json_view import JsonView
 from halfreel_client.display.live_view import LiveView
 from halfreel_client.display.plain_view import PlainView
 from halfreel_client.display.view import View
-from halfreel_client.film import FilmSettings
+from halfreel_client.film_settings import FilmSettings
 from halfreel_client.memory import MemoryProfile
 
 

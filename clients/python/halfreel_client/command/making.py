@@ -18,7 +18,8 @@ from halfreel_client.command.local_servers import serving, tend
 from halfreel_client.display.view import View
 from halfreel_client.download import part_path
 from halfreel_client.errors import HalfreelError, ResourceExhausted
-from halfreel_client.film import Film, FilmSettings, FilmState
+from halfreel_client.film import Film, FilmState
+from halfreel_client.film_settings import FilmSettings
 from halfreel_client.memory import ServerMemory
 from halfreel_client.supervisor.stack import local_credentials
 from halfreel_client.supervisor.supervisor import Supervisor
