@@ -23,7 +23,7 @@ demo: .venv/installed ## Makes a film of IDEA="..." with the embedded models, on
 	@$(BIN)/halfreel make "$(IDEA)" --output "$(FILM)" --local --data-dir .halfreel
 
 test: .venv/tested ## Runs the unit, contract and end-to-end tests (and those for a GPU, where there is one)
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 3 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 	@$(BIN)/pytest -q tests/alone tests/gpu $(PYTEST_ARGS)
 
 test-deploy: .venv/deployed $(KUBECTL) ## Builds the images' environments and runs them as containers would; checks compose and Kubernetes files
