@@ -48,6 +48,10 @@ class AioStreamMetadataInterceptor(grpc.aio.UnaryStreamClientInterceptor):
 
 
 def _told(details: Any, sources: Sequence[Source]) -> Any:
-    """The details of a call, which are a named tuple in both kinds of channel, with ours among its metadata."""
-    ours = [pair for source in sources for pair in source()]
-    return details._replace(metadata=grpc.aio.Metadata(*(details.metadata or ()), *ours)) if ours else details
+    """The details of a call, which are a named tuple in both kinds of channel, with ours among its metadata.
+
+    What the caller has set stays alone: instrumentation of gRPC sets the trace as well.
+    """
+    theirs = tuple(details.metadata or ())
+    ours = [pair for source in sources for pair in source() if all(pair[0] != key for key, _ in theirs)]
+    return details._replace(metadata=grpc.aio.Metadata(*theirs, *ours)) if ours else details

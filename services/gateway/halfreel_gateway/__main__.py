@@ -62,8 +62,8 @@ def main() -> None:
             serve = _start(settings, to_stop)
         except (OSError, ValueError, DbosEnvironmentError) as error:
             code = _not_started(str(error))
-        except sa.exc.DBAPIError as error:
-            code = _not_started(f"the database can't be opened: {error.orig}")
+        except sa.exc.SQLAlchemyError as error:
+            code = _not_started(f"the database can't be opened: {getattr(error, 'orig', None) or error}")
             if settings.database_url and is_database_away(error):
                 code = EXIT_DATABASE_AWAY
         else:

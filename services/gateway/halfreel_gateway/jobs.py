@@ -6,6 +6,7 @@ not know what the steps do. DBOS is one per process, and so is this.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -145,7 +146,8 @@ class Jobs:
         """Sees to it that somebody is at work on a film; `executor_ids` are gateways that are not."""
         found = DBOS.list_workflows(workflow_id_prefix=film_id, load_input=False, load_output=False)
         if any(workflow.status in _RUINED for workflow in found):
-            self._production.fail(film_id, given_up(film_id))
+            with contextlib.suppress(sa.exc.DBAPIError):  # it was logged; the films behind it are taken up all the same
+                self._production.fail(film_id, given_up(film_id))
             return
         made_by = next((workflow for workflow in found if workflow.workflow_id == film_id), None)
         if made_by is not None and _is_older(made_by.app_version) and made_by.executor_id in executor_ids:

@@ -36,9 +36,14 @@ class Admission:
     def admit(self, lengths: Lengths) -> Verdict:
         """Plans a reply that is about to be queued.
 
+        On a GPU all that a reply takes is there once the model is awake, so there is nothing to refuse: whoever fills
+        the device meanwhile takes nothing from it, and a sleeping model waits for its turn.
+
         Raises:
             PlanRefused: It does not fit; with how many tokens would, where fewer do.
         """
+        if self._planner.cache_is_warm:
+            return Verdict.FITS
         plan, _ = self.plan(lengths)
         if plan.fits:
             return plan.verdict

@@ -46,10 +46,10 @@ class SlicedAttention:
 class Attention:
     """The attention backend of one UNet, and which backends there are on this device."""
 
-    def __init__(self, unet: Any, device: torch.device, dtype: torch.dtype) -> None:
-        """Probes xFormers once, and which of PyTorch's kernels are the fastest."""
+    def __init__(self, unet: Any, device: torch.device, dtype: torch.dtype, *, choose_kernels: bool) -> None:
+        """Probes xFormers once and, if wanted, which of PyTorch's kernels are the fastest."""
         self._unet = unet
-        self.kernels = kept_kernels(device, dtype)
+        self.kernels = kept_kernels(device, dtype) if choose_kernels else {}
         self.backend = SDPA
         if self.kernels:
             unet.set_attn_processor(self._processor(SDPA))

@@ -43,14 +43,15 @@ class ChosenAttention:
     def __init__(self, kernels: Mapping[str, str]) -> None:
         """Takes a kernel's name for each class of shape that is not left to PyTorch."""
         self._plain = AttnProcessor2_0()
-        self._orders = {kind: _order(kernels.get(kind, "flash")) for kind in SHAPES}
+        self._orders = {kind: _order(name) for kind, name in kernels.items()}
 
     def __call__(
         self, attn: Any, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | None = None, **named: Any
     ) -> torch.Tensor:
         """As the processors of diffusers."""
         few = hidden_states.shape[1] <= FEW_KEYS
-        with sdpa_kernel(self._orders["temporal" if few else "spatial"], set_priority=True):
+        order = self._orders.get("temporal" if few else "spatial")
+        with contextlib.nullcontext() if order is None else sdpa_kernel(order, set_priority=True):
             result: torch.Tensor = self._plain(attn, hidden_states, encoder_hidden_states, **named)
         return result
 
@@ -132,7 +133,7 @@ def kept_kernels(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
 
 
 def kept(path: Path, choose: Callable[[], dict[str, str]]) -> dict[str, str]:
-    """What a file says, or else a new choice, which is then written to it, where that can be."""
+    """What a file says, or else a new choice, which is then written to it; none where that can't be."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(found, dict) and all(kind in SHAPES and name in KERNELS for kind, name in found.items()):
@@ -143,8 +144,13 @@ def kept(path: Path, choose: Callable[[], dict[str, str]]) -> dict[str, str]:
         chosen = choose()
     except torch.OutOfMemoryError:
         return {}
-    with contextlib.suppress(OSError):  # it is chosen anew at the next start
-        path.write_text(json.dumps(chosen), encoding="utf-8")
+    written = path.with_suffix(f".{os.getpid()}")
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        written.write_text(json.dumps(chosen), encoding="utf-8")
+        written.replace(path)
+    except OSError:  # the next start might choose otherwise
+        return {}
     return chosen
 
 

@@ -38,7 +38,7 @@ LEVERS = {
     "streamed weights": Levers(stream_weights=True),
     "saver": Levers(1, SLICED, True, 8, True, True),
 }
-# A CPU computes FP16 some fifty times slower than FP32: there it is worth a short clip, and two sets of levers.
+# A CPU computes FP16 some forty times slower than FP32: there it is worth a short clip, and two sets of levers.
 _CPU_FRAME_COUNT, _CPU_STEP_COUNT = 2, 2
 MAX_STEP_COUNT = 100
 ALONE = {"balanced": Levers(), "saver": Levers(1, SDPA, True, 8, True, True)}

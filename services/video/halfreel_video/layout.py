@@ -26,8 +26,13 @@ _logger = logging.getLogger(__name__)
 class Layout:
     """Both models on one device, laid out as the levers of the running clip say."""
 
-    def __init__(self, svd: Any, keyframe: Any, device: torch.device, dtype: torch.dtype) -> None:
-        """Takes both pipelines as they were loaded, on the device or, where that has no room for all, on the host."""
+    def __init__(
+        self, svd: Any, keyframe: Any, device: torch.device, dtype: torch.dtype, *, choose_kernels: bool = False
+    ) -> None:
+        """Takes both pipelines as they were loaded, on the device or, where that has no room for all, on the host.
+
+        With `choose_kernels`, PyTorch's attention kernels are timed, and the fastest used.
+        """
         self.device, self.dtype = device, dtype
         self._unet = svd.unet
         self.blocks = unet_blocks(svd.unet)
@@ -52,7 +57,7 @@ class Layout:
             self._gather()
         self._stream: WeightStream | None = None
         self._feed_forward = FeedForwardChunks(svd.unet)
-        self.attention = Attention(svd.unet, device, dtype)
+        self.attention = Attention(svd.unet, device, dtype, choose_kernels=choose_kernels)
         self.compiled = CompiledBlocks(svd)
         self._levers = Levers()
         self.changed: set[str] = set()  # parts in another arithmetic than they were loaded in

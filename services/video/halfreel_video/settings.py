@@ -35,7 +35,8 @@ class VideoSettings(ModelServerSettings):
     compile_blocks: bool = Field(
         False,
         description="Whether the blocks of an image-to-video model are compiled for the device in spare moments, for "
-        "clips that have room to spare. What it gains was not measured yet.",
+        "clips that have room to spare, and its attention kernels chosen by a stopwatch at the start. What that gains "
+        "was not measured yet.",
     )
     max_width_px: int = Field(
         0, ge=0, le=2048, description="Widest clip; 0 takes four times the model's own width, 2048 at most."

@@ -121,7 +121,7 @@ def test_a_benchmark_is_a_table_a_page_and_a_picture(run: Any, monkeypatch: pyte
 
     asked: list[tuple[str, list[str]]] = []
 
-    def measured(module: str, flags: list[str]) -> Any:
+    def measured(module: str, flags: list[str], **_: object) -> Any:
         asked.append((module, flags))
         return iter(ROWS[module])
 

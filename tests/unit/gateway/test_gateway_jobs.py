@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -27,18 +28,27 @@ class Steps:
 
     def __init__(self, *, holds: bool) -> None:
         self.begun: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self.broken = False
+        self.not_ended: list[str] = []
         self.stop = threading.Event()
         self._holds = holds
 
     def prepare(self, film_id: str) -> None:
         """None: the film has ended, and so does its workflow."""
         self.begun.put(film_id)
+        if self.broken:
+            raise ValueError("a workflow's own fault")
         if self._holds:
             assert self.stop.wait(20)
             raise GatewayStoppingError
 
     def next(self) -> str:
         return self.begun.get(timeout=20)
+
+    def fail(self, film_id: str, _: object) -> None:
+        """A database that will never store that."""
+        self.not_ended.append(film_id)
+        raise sa.exc.IntegrityError("UPDATE", {}, sqlite3.IntegrityError("not that"))
 
 
 class Process:
@@ -84,6 +94,22 @@ def new_process(tmp_path: Path) -> Iterator[Callable[[str], Process]]:
     for process in made:
         process.end()
         process.database.close()
+
+
+def test_a_film_whose_end_is_refused_holds_no_other_up(new_process: Callable[[str], Process]) -> None:
+    process = new_process("")
+    jobs, steps = process.start("gateway")
+    steps.broken = True
+    ruined = process.film()
+    jobs.start(ruined)
+    assert steps.next() == ruined
+    while [workflow.status for workflow in DBOS.list_workflows(workflow_id_prefix=ruined)] != ["ERROR"]:
+        time.sleep(0.05)
+    process.end()
+    waiting = process.film()
+    _, steps = process.start("gateway")
+    assert steps.next() == waiting
+    assert steps.not_ended == [ruined]
 
 
 def test_a_film_that_was_stored_and_not_begun_is_begun_soon_and_once(

@@ -54,17 +54,23 @@ def counted(instruments: Instruments) -> dict[str, float]:
     }
 
 
-@pytest.mark.parametrize("on_gpu", [False, True])
-def test_a_reply_is_let_in_by_the_room_there_is(text_model: TextModel, on_gpu: bool) -> None:
+def test_a_reply_is_let_in_by_the_room_there_is(text_model: TextModel) -> None:
     free = TOTAL - WARM - 20 * 2**20
-    assert admission(text_model, others=free, on_gpu=on_gpu).admit(LENGTHS) is Verdict.FITS
-    crowded = admission(text_model, others=TOTAL, sleeping=TOTAL, on_gpu=on_gpu)
+    assert admission(text_model, others=free).admit(LENGTHS) is Verdict.FITS
+    crowded = admission(text_model, others=TOTAL, sleeping=TOTAL)
     assert crowded.admit(LENGTHS) is Verdict.FITS_ALONE
     with pytest.raises(PlanRefused) as caught:
-        admission(text_model, others=TOTAL, sleeping=WARM, on_gpu=on_gpu).admit(LENGTHS)
+        admission(text_model, others=TOTAL, sleeping=WARM).admit(LENGTHS)
     assert caught.value.metadata["free_bytes"] == "0"
     assert "a reply of 100 tokens after a prompt of 30 needs" in caught.value.message
     assert "suggested_max_output_token_count" not in caught.value.metadata
+
+
+def test_what_is_there_already_is_refused_to_nobody(text_model: TextModel) -> None:
+    """On a GPU the slots are the server's own, however full a neighbour at its turn or a stranger has the device."""
+    for others, sleeping in ((0, 0), (TOTAL, 0), (TOTAL, WARM)):
+        assert admission(text_model, others=others, sleeping=sleeping, on_gpu=True).admit(LENGTHS) is Verdict.FITS
+    assert admission(text_model, budget=WARM, on_gpu=True).admit(LENGTHS) is Verdict.FITS
 
 
 def test_what_is_suggested_fits_and_one_token_more_does_not(text_model: TextModel) -> None:

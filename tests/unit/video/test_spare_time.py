@@ -78,6 +78,8 @@ async def test_an_engine_has_its_pieces_done_and_serves_between_them() -> None:
     try:
         await asyncio.wait_for(first_done.wait(), 30)
         waiting = asyncio.ensure_future(collect(engine, job))
+        while not engine.waiting_count:
+            await asyncio.sleep(0)
         may_go_on.set()
         # It came while a piece was done, and waited for that one alone.
         assert await asyncio.wait_for(waiting, 30) <= 2

@@ -61,7 +61,7 @@ def precision_command(
     for part, module in _MODULES.items():
         if not json and sys.stderr.isatty():
             typer.echo(f"{part}: FP32 first", err=True)
-        for row in run_module(module, flags[part]):
+        for row in run_module(module, flags[part], good_codes=(0,)):
             rows.append(row)
             if json:
                 typer.echo(json_line(row))
