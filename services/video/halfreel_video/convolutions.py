@@ -3,8 +3,8 @@
 The same sums in another order. A convolution over three frames is one over a picture whose rows are frames and whose
 columns are pixels: kernels for pictures are far better than those for films. Where code is not compiled the layers are
 as they come: uncompiled, this order of memory made a step slower on an H200 (707 against 636 ms), for the norms between
-the convolutions then read it badly. Weights are turned within the compiled code, which by reckoning costs about a millisecond a
-step, so that they lie in memory as they were loaded and uncompiled clips stay the same.
+the convolutions then read it badly. Weights are turned within the compiled code, which by reckoning costs about a
+millisecond a step, so that they lie in memory as they were loaded and uncompiled clips stay the same.
 
 Knows nothing of models.
 """
