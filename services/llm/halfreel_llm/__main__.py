@@ -6,9 +6,9 @@ import os
 import sys
 from typing import NoReturn
 
-from halfreel_llm.kernel_cache import keep_kernels
 from halfreel_llm.processors import processor_count
 from halfreel_llm.settings import SERVICE, LlmSettings
+from halfreel_runtime.kernel_cache import keep_kernels
 from halfreel_runtime.logs import configure_logs
 from halfreel_runtime.server import Server
 from halfreel_runtime.settings import load_settings
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     # Threads that wait for each other sleep instead of spinning, which would take the cores from the other servers.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-    keep_kernels(os.environ)
+    keep_kernels(os.environ, {"TRITON_CACHE_DIR": "kernels"})
 
     from transformers.utils import logging as transformers_logging
 

@@ -6,11 +6,11 @@ import os
 import sys
 from typing import NoReturn
 
+from halfreel_runtime.kernel_cache import keep_kernels
 from halfreel_runtime.logs import configure_logs
 from halfreel_runtime.settings import load_settings
 from halfreel_runtime.startup import clear_errors
 from halfreel_runtime.tracing import start_tracing
-from halfreel_video.kernel_cache import keep_kernels
 from halfreel_video.quiet import quiet_libraries
 from halfreel_video.settings import SERVICE, VideoSettings
 
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     # took 2 s so and 24 s otherwise.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-    keep_kernels(os.environ)
+    keep_kernels(os.environ, {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "kernels"})
     quiet_libraries()
 
     import torch
