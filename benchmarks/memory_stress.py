@@ -20,6 +20,7 @@ import random
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -66,7 +67,7 @@ SEED = 20261124
 WAKE_TRIES = 20
 
 
-class Server:
+class Server(ABC):
     """What both servers have: an allocator, a monitor, a sleeper that takes turns, and an engine."""
 
     def __init__(self, service: str, card: SimulatedCard, context_bytes: int, turns: Path) -> None:
@@ -80,13 +81,13 @@ class Server:
         self.engine: Engine[Any] = Engine(name=service, max_waiting_count=10 * AT_ONCE, gate=self.sleeper)
         self.leaked_bytes = 0
 
+    @abstractmethod
     def load(self) -> None:
         """Brings the model; in the engine's thread."""
-        raise NotImplementedError
 
+    @abstractmethod
     def held_bytes(self) -> int:
         """What the weights take now."""
-        raise NotImplementedError
 
     def look(self) -> None:
         """After a request, in the engine's thread: what is live beside the weights was left behind."""
