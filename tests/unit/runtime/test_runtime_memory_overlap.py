@@ -189,7 +189,10 @@ def test_the_history_is_bounded_and_in_order(counters: Counters) -> None:
 def test_samples_tell_the_phase_and_end_with_the_monitor(counters: Counters) -> None:
     monitor = monitor_of(counters)
     counters.hold(10, 20)
+    others = set(threading.enumerate())  # monitors of other tests keep theirs as long as they live
     monitor.keep_history(interval_s=0.01)
+    [sampler] = set(threading.enumerate()) - others
+    assert sampler.name == "memory-history"
     with monitor.request("r"), monitor.phase("decode"):
         counters.spike(500)
         time.sleep(0.1)
@@ -204,11 +207,11 @@ def test_samples_tell_the_phase_and_end_with_the_monitor(counters: Counters) -> 
     del monitor
     for _ in range(100):
         gc.collect()
-        if gone() is None and not any(each.name == "memory-history" for each in threading.enumerate()):
+        if gone() is None and not sampler.is_alive():
             break
         time.sleep(0.01)
     assert gone() is None
-    assert not any(each.name == "memory-history" for each in threading.enumerate())
+    assert not sampler.is_alive()
 
 
 @pytest.mark.parametrize(
