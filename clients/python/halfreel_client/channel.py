@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from halfreel_client.call_metadata import (
     AioStreamMetadataInterceptor,
@@ -87,6 +88,20 @@ def open_aio_channel(address: str, credentials: Credentials | None = None) -> gr
     if tls:
         return grpc.aio.secure_channel(address, tls, options=OPTIONS, interceptors=interceptors)
     return grpc.aio.insecure_channel(address, options=OPTIONS, interceptors=interceptors)
+
+
+def reachable(channel: grpc.Channel, timeout_s: float) -> bool:
+    """Whether a server answered within `timeout_s` seconds, be it with an error.
+
+    A call, and not `grpc.channel_ready_future`: that one leaves a thread behind which polls the channel, prints a
+    traceback when the channel closes, and may keep a program from ending.
+    """
+    check = health_pb2_grpc.HealthStub(channel).Check
+    try:
+        check(health_pb2.HealthCheckRequest(), timeout=timeout_s, wait_for_ready=True)
+    except grpc.RpcError as error:
+        return error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED
+    return True
 
 
 def _sources(credentials: Credentials, address: str) -> list[Source]:

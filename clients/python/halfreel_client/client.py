@@ -10,10 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import grpc
-
 from halfreel.gateway.v1 import gateway_pb2, gateway_pb2_grpc
-from halfreel_client.channel import DEFAULT_ADDRESS, open_channel
+from halfreel_client.channel import DEFAULT_ADDRESS, open_channel, reachable
 from halfreel_client.credentials import Credentials
 from halfreel_client.download import Download
 from halfreel_client.errors import HalfreelError, raising
@@ -160,9 +158,5 @@ class Client:
             return tuple(server_memory_from(server) for server in reply.servers)
 
     def wait_reachable(self, timeout_s: float) -> bool:
-        """Whether the gateway was reached within `timeout_s` seconds."""
-        try:
-            grpc.channel_ready_future(self._channel).result(timeout=timeout_s)
-        except grpc.FutureTimeoutError:
-            return False
-        return True
+        """Whether the gateway was reached within `timeout_s` seconds; one that answers with an error was, too."""
+        return reachable(self._channel, timeout_s)
