@@ -178,16 +178,18 @@ def profile(engine: Engine, rows: int) -> list[dict[str, Any]]:
     ]
 
 
-def other_start(engine: Engine, steps: int, prompt: int) -> dict[str, float]:
-    """One reply with the kernels' starts the other way: overlapping their predecessors' ends, or not."""
+def without_fetching(engine: Engine, steps: int, prompt: int) -> dict[str, float]:
+    """One reply whose kernels fetch nothing ahead of the next."""
+    from halfreel_llm import product_kernels
+
     runner = engine.text_model.runner
-    chosen = runner._fused.early
-    runner._fused.early = not chosen
-    runner._buckets, buckets = [1], runner._buckets
+    buckets, chosen = runner._buckets, product_kernels.AHEAD_BYTES
+    runner._buckets, product_kernels.AHEAD_BYTES = [1], 0
     runner.capture()
     taken = engine.step_ms(1, steps, prompt)
-    runner._fused.early, runner._buckets = chosen, buckets
-    return {f"ms_per_token_1_{'plain' if chosen else 'early'}_starts": taken}
+    runner._buckets, product_kernels.AHEAD_BYTES = buckets, chosen
+    runner.capture()
+    return {"ms_per_token_1_nothing_fetched": taken}
 
 
 def copy_speed() -> float:
@@ -283,7 +285,6 @@ def main() -> None:
     arguments.add_argument("--peers", action="store_true")
     arguments.add_argument("--peer", default="", help="one of transformers' ways, in this process")
     arguments.add_argument("--profile", action="store_true")
-    arguments.add_argument("--no-early", action="store_true", help="no kernel begins before the last has ended")
     arguments.add_argument("--rows", default="1,8,64,256")
     arguments.add_argument("--write", action="store_true", help="into benchmarks/results/")
     read = arguments.parse_args()
@@ -298,10 +299,6 @@ def main() -> None:
         figures.update(values)
         print(json.dumps(values), flush=True)
 
-    if read.no_early:
-        from halfreel_llm import runners
-
-        runners._HOPPER = (99, 0)
     context = 1024 if read.tiny else 4096
     began = time.perf_counter()
     model = build(read.tiny, device)
@@ -326,7 +323,7 @@ def main() -> None:
     for length in (64, 512) if read.tiny else (512, 2048):
         tell(**{f"ttft_{length}_ms": engine.first_token_ms(length)})
     if device.type == "cuda":
-        tell(**other_start(engine, steps, prompt))
+        tell(**without_fetching(engine, steps, prompt))
         tell(reserved_gib=torch.cuda.max_memory_reserved() / 2**30)
     if read.profile and device.type == "cuda":
         for count in rows:

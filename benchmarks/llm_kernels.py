@@ -39,18 +39,17 @@ FEW_BLOCKS = {
 CACHE_BYTES = 200e6
 
 
-def variants() -> list[tuple[str, str, int, tuple[int, ...] | None, bool, bool]]:
-    """Every measurement: kind, product, rows, block, 8-bit weights, early start."""
-    found: list[tuple[str, str, int, tuple[int, ...] | None, bool, bool]] = []
+def variants() -> list[tuple[str, str, int, tuple[int, ...] | None, bool]]:
+    """Every measurement: kind, product, rows, block, 8-bit weights."""
+    found: list[tuple[str, str, int, tuple[int, ...] | None, bool]] = []
     for name, _, _, along in PRODUCTS:
         blocks = GATED_BLOCKS if along == "gated" else VECTOR_BLOCKS
-        found += [("vector", name, 1, block, False, False) for block in blocks]
-        found += [("vector", name, 1, block, True, False) for block in blocks[2:5]]
-        found += [("vector", name, 1, blocks[4], False, True)]
+        found += [("vector", name, 1, block, False) for block in blocks]
+        found += [("vector", name, 1, block, True) for block in blocks[2:5]]
         for rows, few in FEW_BLOCKS.items():
-            found += [("few", name, rows, block, False, False) for block in few]
-        found += [("few", name, 8, FEW_BLOCKS[8][0], True, False)]
-        found += [("cublas", name, rows, None, False, False) for rows in (1, 8, 16, 64, 256)]
+            found += [("few", name, rows, block, False) for block in few]
+        found += [("few", name, 8, FEW_BLOCKS[8][0], True)]
+        found += [("cublas", name, rows, None, False) for rows in (1, 8, 16, 64, 256)]
     return found
 
 
@@ -62,7 +61,7 @@ class Bench:
 
     def call(self, variant: tuple[Any, ...]) -> tuple[Callable[[Weight], Any], list[Weight]]:
         """What a variant does with one copy, and the copies."""
-        kind, name, rows, block, int8, early = variant
+        kind, name, rows, block, int8 = variant
         _, size_out, size_in, along = next(each for each in PRODUCTS if each[0] == name)
         key = (name, int8)
         if key not in self._weights:
@@ -81,7 +80,7 @@ class Bench:
             return lambda weight: weight(row), self._weights[key]
         if kind == "few":
             return lambda weight: kernels.few_products(row, weight, block=block), self._weights[key]
-        extra: dict[str, Any] = {"early": early, "block": block}
+        extra: dict[str, Any] = {"block": block}
         if along != "added":
             extra |= {"norm": norm, "epsilon": 1e-5, "gated": along == "gated"}
         else:
@@ -150,17 +149,17 @@ def main() -> None:
         if time.monotonic() > deadline:
             print(json.dumps({"stopped_before": str(variant)}), flush=True)
             break
-        kind, name, rows, block, int8, early = variant
+        kind, name, rows, block, int8 = variant
         try:
             taken, speed = bench.microseconds(variant)
         except Exception as error:
             print(json.dumps({"variant": str(variant), "failed": str(error)[:200]}), flush=True)
             continue
-        line = {"kind": kind, "product": name, "rows": rows, "block": block, "int8": int8, "early": early}
+        line = {"kind": kind, "product": name, "rows": rows, "block": block, "int8": int8}
         print(json.dumps(line | {"us": round(taken, 2), "tb_s": round(speed, 3)}), flush=True)
         key = f"{name} x{rows}{' int8' if int8 else ''}"
         if key not in best or taken < best[key][0]:
-            best[key] = (round(taken, 2), f"{kind} {block} {'early' if early else ''} {speed:.2f} TB/s")
+            best[key] = (round(taken, 2), f"{kind} {block} {speed:.2f} TB/s")
     print(json.dumps({"figures": best}))
 
 

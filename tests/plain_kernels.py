@@ -26,7 +26,7 @@ def gated(both: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
-def few_products(rows: Tensor, weight: Weight, *, early: bool = False) -> Tensor:
+def few_products(rows: Tensor, weight: Weight) -> Tensor:
     product: Tensor = weight(rows)
     return product
 
@@ -39,7 +39,7 @@ def vector_product(
     epsilon: float = 0.0,
     residual: Tensor | None = None,
     gated: bool = False,
-    early: bool = False,
+    ahead: Tensor | None = None,
 ) -> Tensor:
     product: Tensor = weight(row if norm is None else normed(row, norm, epsilon))
     if gated:
@@ -76,7 +76,6 @@ def attend(
     scaling: float,
     window: int | None,
     splits: int,
-    early: bool = False,
 ) -> Tensor:
     key_count = keys.shape[1]
     query, key, value = joined.split([head_count, key_count, key_count], dim=1)

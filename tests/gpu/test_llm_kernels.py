@@ -38,9 +38,9 @@ def exact(weight: Weight) -> Tensor:
 
 
 @pytest.mark.parametrize("int8", [False, True])
-@pytest.mark.parametrize("early", [False, True])
-def test_products_of_one_row(int8: bool, early: bool) -> None:
-    if early and not torch.cuda.is_available():
+@pytest.mark.parametrize("fetches", [False, True])
+def test_products_of_one_row(int8: bool, fetches: bool) -> None:
+    if fetches and not torch.cuda.is_available():
         pytest.skip("needs a GPU")
     torch.manual_seed(1)
     row, norm, residual = drawn(1, 160), drawn(160), drawn(1, 96)
@@ -48,14 +48,15 @@ def test_products_of_one_row(int8: bool, early: bool) -> None:
     if int8:
         weight.quantise()
         both.quantise()
+    ahead = both.values if fetches else None
     wide = row.double()
     normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPSILON) * norm.double()
     assert weight.bias is not None
     wanted = normed @ exact(weight).T + weight.bias.double() + residual.double()
-    given = kernels.vector_product(row, weight, norm=norm, epsilon=EPSILON, residual=residual, early=early)
+    given = kernels.vector_product(row, weight, norm=norm, epsilon=EPSILON, residual=residual, ahead=ahead)
     assert distance(given, wanted) < HALF_ROUNDING
     gate, up = (normed @ exact(both).T).chunk(2, dim=-1)
-    given = kernels.vector_product(row, both, norm=norm, epsilon=EPSILON, gated=True, early=early)
+    given = kernels.vector_product(row, both, norm=norm, epsilon=EPSILON, gated=True, ahead=ahead)
     assert distance(given, F.silu(gate) * up) < HALF_ROUNDING
 
 

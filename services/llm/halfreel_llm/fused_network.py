@@ -38,11 +38,11 @@ class Kernels(Protocol):
         epsilon: float = 0.0,
         residual: Tensor | None = None,
         gated: bool = False,
-        early: bool = False,
+        ahead: Tensor | None = None,
     ) -> Tensor:
         """See `kernels.vector_product`."""
 
-    def few_products(self, rows: Tensor, weight: Weight, *, early: bool = False) -> Tensor:
+    def few_products(self, rows: Tensor, weight: Weight) -> Tensor:
         """See `kernels.few_products`."""
 
 
@@ -65,17 +65,15 @@ class FusedRows(Protocol):
 class FusedNetwork:
     """Runs a network's weights with kernels of our own."""
 
-    def __init__(self, network: Network, kernels: Kernels, *, early: bool) -> None:
+    def __init__(self, network: Network, kernels: Kernels) -> None:
         """Takes the weights.
 
         Args:
             network: Whose activation is SiLU, in half precision.
             kernels: The operations.
-            early: Whether the kernels of one row may begin before the last has ended (Hopper and later).
         """
         self.network = network
         self._kernels = kernels
-        self.early = early
 
     def forward(self, token_ids: Tensor, rows: FusedRows) -> Tensor:
         """Runs the layers; see `Network.forward`."""
@@ -86,19 +84,20 @@ class FusedNetwork:
         """Returns the logits, [N, vocabulary], of what `forward` returned."""
         network, epsilon = self.network, self.network.shape.norm_epsilon
         if len(hidden) == 1:
-            return self._kernels.vector_product(
-                hidden, network.head, norm=network.final_norm, epsilon=epsilon, early=self.early
-            )
+            return self._kernels.vector_product(hidden, network.head, norm=network.final_norm, epsilon=epsilon)
         return self._product(self._kernels.normed(hidden, network.final_norm, epsilon), network.head)
 
     def _one(self, hidden: Tensor, rows: FusedRows) -> Tensor:
-        product, epsilon, early = self._kernels.vector_product, self.network.shape.norm_epsilon, self.early
-        for number, layer in enumerate(self._layers):
-            joined = product(hidden, layer.query_key_value, norm=layer.input_norm, epsilon=epsilon, early=early)
+        product, epsilon, layers = self._kernels.vector_product, self.network.shape.norm_epsilon, self._layers
+        after = [layer.query_key_value.values for layer in layers[1:]] + [self.network.head.values]
+        for number, layer in enumerate(layers):
+            norm, output = layer.input_norm, layer.output.values
+            joined = product(hidden, layer.query_key_value, norm=norm, epsilon=epsilon, ahead=output)
             seen = rows.attend(number, self._heads(layer, joined), layer.window)
-            hidden = product(seen, layer.output, residual=hidden, early=early)
-            inner = product(hidden, layer.gate_up, norm=layer.attention_norm, epsilon=epsilon, gated=True, early=early)
-            hidden = product(inner, layer.down, residual=hidden, early=early)
+            hidden = product(seen, layer.output, residual=hidden, ahead=layer.gate_up.values)
+            norm, down = layer.attention_norm, layer.down.values
+            inner = product(hidden, layer.gate_up, norm=norm, epsilon=epsilon, gated=True, ahead=down)
+            hidden = product(inner, layer.down, residual=hidden, ahead=after[number])
         return hidden
 
     def _many(self, hidden: Tensor, rows: FusedRows) -> Tensor:

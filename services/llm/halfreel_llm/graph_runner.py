@@ -20,10 +20,10 @@ from halfreel_llm.runner import Mask
 from halfreel_llm.sampling import SamplingSettings
 
 # A piece of a prompt that nobody else waits for is as large as keeps a cancelled request from waiting longer than
-# 50 ms. Beside running replies it is so small that it hardly lengthens their step; but where many prompts wait, the
-# whole is sooner done with large ones: an H200 took 9 ms for a step of 256 tokens beside 64 replies, and 5 without.
-_PIECE_ALONE, _PIECE_IN_COMPANY, _PIECE_IN_A_CROWD = 1024, 128, 512
-_CROWD = 4
+# 50 ms. Beside running replies it is so small that it hardly lengthens their step; but the more prompts wait, the more
+# the whole gains by large ones: what they wait for is then worth a longer gap of the few that run.
+_PIECE_ALONE = 1024
+_PIECES_IN_COMPANY = ((0, 128), (4, 256), (16, 512))  # from so many prompts on, so many tokens
 _PIECE_BUCKETS = (16, 64, 128, 256, 384, 512, 768, 1024)
 _WHERE = 3  # numbers before the tokens of a piece: its slot, what that holds, and how many tokens come
 _REUSED_TOKENS = 64
@@ -96,7 +96,7 @@ class GraphRunner:
         """See `Runner`."""
         if alone:
             return _PIECE_ALONE
-        return _PIECE_IN_A_CROWD if prompts >= _CROWD else _PIECE_IN_COMPANY
+        return max(tokens for crowd, tokens in _PIECES_IN_COMPANY if prompts >= crowd)
 
     def begin(self, slot: int, sampling: SamplingSettings) -> None:
         """See `Runner`."""
@@ -122,7 +122,7 @@ class GraphRunner:
         self, slots: list[int], slot: int, token_ids: Sequence[int], begin: int, *, last: bool
     ) -> tuple[_Logits, _Logits | None]:
         """See `Runner`."""
-        piece = _PIECE_IN_COMPANY if len(token_ids) <= _PIECE_IN_COMPANY else _PIECE_IN_A_CROWD
+        piece = next(tokens for _, tokens in _PIECES_IN_COMPANY if tokens >= len(token_ids))
         rows, logits = self._run(piece, slots, slot, token_ids, begin)
         return rows, _Logits(logits, self._each[slot : slot + 1]) if last else None
 
@@ -202,7 +202,7 @@ class GraphRunner:
             return
         pool = torch.cuda.graph_pool_handle()
         alone = [(piece, 0) for piece in _PIECE_BUCKETS]
-        pieces = (0, _PIECE_IN_COMPANY, _PIECE_IN_A_CROWD)
+        pieces = (0, *(tokens for _, tokens in _PIECES_IN_COMPANY))
         kinds = alone + [(piece, rows) for rows in self._buckets for piece in pieces]
         with torch.inference_mode():
             self._rows.fill_(self.slot_count)
@@ -284,7 +284,6 @@ class _StepRows:
             joined, network.cosines, network.sines, cache.keys[layer], cache.values[layer], self._slots, self._lengths,
             head_count=network.shape.head_count, interleaved=network.shape.interleaved, scaling=network.scaling,
             window=window, splits=self._splits,
-            early=self._runner._fused.early and len(self._slots) == 1 and not self._piece,
         )  # fmt: skip
         return seen
 

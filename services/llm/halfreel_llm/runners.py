@@ -18,7 +18,6 @@ from halfreel_llm.network import Network
 _logger = logging.getLogger(__name__)
 # The graphs' filling rows have a slot of their own, which no reply gets.
 SPARE_SLOT_COUNT = 1
-_HOPPER = (9, 0)  # the first GPUs on which a kernel can begin before the one before it has ended
 
 
 def make_runner(
@@ -43,7 +42,7 @@ def make_runner(
     from halfreel_llm.fused_network import FusedNetwork
 
     properties = torch.cuda.get_device_properties(network.device)
-    fused = FusedNetwork(network, kernels, early=(properties.major, properties.minor) >= _HOPPER)
+    fused = FusedNetwork(network, kernels)
     runner = GraphRunner(fused, cache, allowed, kernels, graphs=True, processor_count=properties.multi_processor_count)
     runner.capture()
     return runner, cache

@@ -72,7 +72,7 @@ def graphs_of(model: TextModel, tokenizer: TextTokenizer) -> Batch:
     cache = KvCache(network.shape, SLOT_COUNT + 1, tiny_llm.CONTEXT_TOKEN_COUNT, device=model.device, dtype=model.dtype)
     allowed = torch.zeros(network.shape.vocabulary_size, dtype=torch.bool)
     allowed[sorted(tokenizer.text_ids | tokenizer.stop_ids)] = True
-    fused = FusedNetwork(network, plain_kernels, early=False)
+    fused = FusedNetwork(network, plain_kernels)
     runner = GraphRunner(fused, cache, allowed, plain_kernels, graphs=False, processor_count=8)
     return Batch(runner, tokenizer, network.shape.vocabulary_size, MemoryMonitor(CPU))
 
