@@ -10,11 +10,14 @@ clip has, seconds of a clip are not told.
 
 Variants: "diffusers" (StableVideoDiffusionPipeline as it comes, decode chunk 8), "exact" (the server's, uncompiled),
 each trade; then those that change the layers, one after the other: "attention" (the exact one by the attention kernels
-that a probe finds fastest, PyTorch's default otherwise), "channels_last" (of the exact one, uncompiled), "compiled" and
-"compiled_product" (the server's compiled blocks, with convolutions over frames as those of a picture, or as one matrix
-product), "compiled_attention" (with those kernels too), "graph" (a CUDA graph of a whole pass of the UNet on top of
-that), and "diffusers_compiled" (`torch.compile` of diffusers' UNet and of the VAE's decoder). "kernels" times each
-attention kernel on the classes of shape. Every part has its own time limit; what fails says so and ends alone.
+that a probe finds fastest, PyTorch's default otherwise), "channels_last" (of the exact one, uncompiled), "fused" and
+"fused_product" (blocks in fewer passes over memory, without a compiler; convolutions over frames as those of a picture,
+or as products added up), "fused_graph" (a CUDA graph on top of it), "profile" (renders no clip: where the time of a
+step and of decoding goes, for the exact one and the fused one), "compiled" and "compiled_product" (the server's
+compiled blocks, with convolutions over frames as those of a picture, or as one matrix product), "compiled_attention"
+(with those kernels too), "graph" (a CUDA graph of a whole pass of the UNet on top of that), and "diffusers_compiled"
+(`torch.compile` of diffusers' UNet and of the VAE's decoder). "kernels" times each attention kernel on the classes of
+shape. Every part has its own time limit; what fails says so and ends alone.
 """
 
 # ruff: noqa: E402 - the allocator and the hub client are told before torch and diffusers are imported
@@ -57,6 +60,10 @@ UNET_TFLOP = 159.9  # of a step with guidance, 25 frames of 1024x576
 HEAVY = (
     "attention",
     "channels_last",
+    "fused",
+    "fused_product",
+    "fused_graph",
+    "profile",
     "compiled",
     "compiled_product",
     "compiled_attention",

@@ -1,4 +1,4 @@
-"""Ways to render a clip that change the model's layers: other attention kernels, compiled blocks, CUDA graphs.
+"""Ways to render a clip that change the model's layers: attention kernels, fused or compiled blocks, CUDA graphs.
 
 Each changes copies, so that one can be timed after the other. It does not know how they are timed.
 """
@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from memory_card import say
 from video_bench import Bench, Taken
+from video_profile import tell_profile
 
 from halfreel_video.attention_kernels import SHAPES, ChosenAttention, fastest_kernels, kernel_seconds
 from halfreel_video.compiled import CompiledBlocks
+from halfreel_video.fused import fuse_decoder, fuse_unet, kernels_for, turn_weights
 from halfreel_video.lean_unet import make_lean
 
 
@@ -80,7 +82,7 @@ class Graphed(torch.nn.Module):
         return self._run(*arguments, **named)
 
 
-def heavy_variants(bench: Bench, backend: str) -> dict[str, Callable[[], Callable[[Taken], Any]]]:
+def heavy_variants(bench: Bench, backend: str) -> dict[str, Callable[[], Callable[[Taken], Any] | None]]:
     """What changes layers: each prepares itself when it is called, and gives what renders its clip."""
     pipeline, plain_vae = bench.pipeline, bench.pipeline.vae
 
@@ -90,11 +92,43 @@ def heavy_variants(bench: Bench, backend: str) -> dict[str, Callable[[], Callabl
         make_lean(pipeline.unet)
         return pipeline.unet
 
+    found: list[dict[str, str]] = []
+
+    def fastest(unet: Any) -> dict[str, str]:
+        if not found:
+            dtype = next(unet.parameters()).dtype
+            found.append(fastest_kernels(bench.device, dtype) if bench.on_gpu else {"temporal": "math"})
+            say(part="attention", kernels=found[0])
+        return found[0]
+
     def attention(unet: Any) -> None:
-        dtype = next(unet.parameters()).dtype
-        kernels = fastest_kernels(bench.device, dtype) if bench.on_gpu else {"temporal": "math"}
-        say(part="attention", kernels=kernels)
-        unet.set_attn_processor(ChosenAttention(kernels))
+        unet.set_attn_processor(ChosenAttention(fastest(unet)))
+
+    def fused(temporal: Any) -> tuple[Any, Any]:
+        unet, vae = fresh(), copy.deepcopy(plain_vae)
+        kernels = kernels_for(bench.device)
+        fuse_unet(unet, kernels, temporal=temporal, attention=fastest(unet).get("spatial", ""))
+        fuse_decoder(vae.decoder, kernels, temporal=temporal)
+        for part in (unet, vae.decoder):
+            turn_weights(part)
+        say(part="fused", temporal=temporal, kernels=kernels.__name__)
+        return unet, vae
+
+    def by_fusing(temporal: Any = "picture", *, graph: bool = False) -> Callable[[Taken], Any]:
+        unet, vae = fused(temporal)
+        shown = Graphed(unet) if graph else unet
+
+        def render(taken: Taken) -> Any:
+            pipeline.vae = vae
+            return bench.ours(taken, shown)
+
+        return render
+
+    def profiled() -> None:
+        """Renders nothing: lines of the log alone."""
+        tell_profile(bench, "exact", fresh(), plain_vae)
+        unet, vae = fused("picture")
+        tell_profile(bench, "fused", unet, vae)
 
     def by_attention() -> Callable[[Taken], Any]:
         unet = fresh()
@@ -138,6 +172,10 @@ def heavy_variants(bench: Bench, backend: str) -> dict[str, Callable[[], Callabl
     return {
         "attention": by_attention,
         "channels_last": by_channels_last,
+        "fused": by_fusing,
+        "fused_product": lambda: by_fusing("product"),
+        "fused_graph": lambda: by_fusing(graph=True),
+        "profile": profiled,
         "compiled": by_compiler,
         "compiled_product": lambda: by_compiler("product"),
         "compiled_attention": lambda: by_compiler(chosen=True),
