@@ -106,7 +106,11 @@ def write_once(stub: Any, *, words: int, tokens: int) -> dict[str, Any]:
         "first_token_ms": round(done.time_to_first_token.ToNanoseconds() / 1e6, 2),
         "ms_per_token": round(1000 * decode_s / (tokens - 1), 3),
         "phase_peaks": {
-            each.phase: {"allocated_bytes": each.peak.allocated_bytes, "reserved_bytes": each.peak.reserved_bytes}
+            each.phase: {
+                "allocated_bytes": each.peak.allocated_bytes,
+                "reserved_bytes": each.peak.reserved_bytes,
+                "predicted_bytes": each.predicted_reserved_bytes,
+            }
             for each in done.phase_peaks
         },
     }
@@ -174,3 +178,5 @@ def test_memory_is_what_the_driver_saw(folder: Path) -> None:
     assert figures["weight_bytes"] < figures["load_peak"]["load"] < 1.2 * figures["weight_bytes"], "a second copy"
     assert figures["weight_bytes"] < figures["peak_reserved_bytes"] < 1.5 * figures["weight_bytes"]
     assert abs(figures["difference_bytes"]) <= TOLERANCE_BYTES
+    for peak in figures["reply"]["phase_peaks"].values():
+        assert abs(peak["reserved_bytes"] - peak["predicted_bytes"]) <= 0.02 * peak["predicted_bytes"]

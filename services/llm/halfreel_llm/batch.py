@@ -82,6 +82,7 @@ class Batch:
         """
         source, slot, token_count = self._prefixes.choose(request.prompt_ids, set(self._places))
         memory = self._memory.begin_request(request.request_id)
+        memory.predict(request.predicted_bytes)
         try:
             place = Place(request, reader, Reply(request, self._tokenizer), slot, memory)
             self._runner.begin(slot, request.sampling)

@@ -70,21 +70,11 @@ class Planner:
         """
         device = report.devices[0]
         context_bytes = 0 if self.limit.device.kind == "cpu" else (device.context_bytes or CONTEXT_BYTES)
-        each = 0
-        if not self.cache_is_warm:
-            each = (lengths.prompt_tokens + lengths.output_tokens) * self.cache_bytes_per_token
-        resident = self.warm_bytes + each * lengths.request_count
-        rows = {
-            "prefill": min(max(1, lengths.prompt_tokens), self.piece_tokens),
-            "decode": lengths.request_count,
-        }
-        phases = []
-        for name, count in rows.items():
-            activation = self._step_bytes(count, 1 if name == "prefill" else count)
-            phases.append(Phase(name, resident, activation, resident + activation))
+        each = self._cache_bytes(lengths)
+        phases = self._phases(lengths)
         plan = Plan(
             profile=profile,
-            phases=tuple(phases),
+            phases=phases,
             context_bytes=context_bytes,
             room=self.limit.room(device.other_processes_bytes, sleeping_bytes),
             coefficients="calibrated",
@@ -95,6 +85,10 @@ class Planner:
             fitting = min(fitting, max(0, left) // each)
         return plan, fitting
 
+    def predicted_bytes(self, lengths: Lengths) -> dict[str, int]:
+        """Returns the allocator's largest bytes of each phase, by its name; none on a CPU, which has no allocator."""
+        return {each.name: each.reserved_bytes for each in self._phases(lengths)} if self.cache_is_warm else {}
+
     def fitting_output(self, lengths: Lengths, plan: Plan) -> int:
         """Returns how many tokens of output would fit where a plan does not; 0 where a shorter reply takes no less."""
         if self.cache_is_warm:
@@ -102,6 +96,21 @@ class Planner:
         over = plan.needed_bytes - plan.room.alone_bytes
         fewer = -(-over // (self.cache_bytes_per_token * lengths.request_count))
         return max(0, lengths.output_tokens - fewer)
+
+    def _phases(self, lengths: Lengths) -> tuple[Phase, ...]:
+        resident = self.warm_bytes + self._cache_bytes(lengths) * lengths.request_count
+        prefill = self._step_bytes(min(max(1, lengths.prompt_tokens), self.piece_tokens), 1)
+        decode = self._step_bytes(lengths.request_count, lengths.request_count)
+        return (
+            Phase("prefill", resident, prefill, resident + prefill),
+            Phase("decode", resident, decode, resident + decode),
+        )
+
+    def _cache_bytes(self, lengths: Lengths) -> int:
+        """Bytes that each request takes of the cache, on top of what is there already."""
+        if self.cache_is_warm:
+            return 0
+        return (lengths.prompt_tokens + lengths.output_tokens) * self.cache_bytes_per_token
 
     def _step_bytes(self, rows: int, picked: int) -> int:
         """Bytes of a step's own tensors: the widest layer's, and the logits of the rows that pick a token."""

@@ -6,8 +6,8 @@ Knows no model and no slot: it is given tokens, one after another.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import NamedTuple
 
@@ -31,6 +31,8 @@ class TextRequest:
     stop: tuple[str, ...] = ()
     matcher: LLMatcher | None = None
     """The grammar the reply must follow; used up by the reply."""
+    predicted_bytes: Mapping[str, int] = field(default_factory=dict)
+    """What its plan expects the allocator to hold in each phase, by the phase's name."""
 
 
 class FinishReason(Enum):

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -75,6 +76,7 @@ class LlmService(llm_pb2_grpc.LlmServiceServicer):
             wanted = await model.reader.read(request)
             lengths = Lengths(len(wanted.prompt_ids), wanted.max_output_tokens, 1)
             verdict = await asyncio.to_thread(admission.admit, lengths)
+            wanted = replace(wanted, predicted_bytes=model.planner.predicted_bytes(lengths))
         count_admitted(self._instruments, verdict)
         with failures_counted(self._instruments):
             async with aclosing(self._engine.write(wanted, merge=merge)) as events:

@@ -73,6 +73,14 @@ def test_what_is_there_already_is_refused_to_nobody(text_model: TextModel) -> No
     assert admission(text_model, budget=WARM, on_gpu=True).admit(LENGTHS) is Verdict.FITS
 
 
+def test_a_reply_on_a_gpu_is_predicted_to_take_what_its_plan_says(text_model: TextModel) -> None:
+    plan, _ = admission(text_model, on_gpu=True).plan(LENGTHS)
+    predicted = admission(text_model, on_gpu=True)._planner.predicted_bytes(LENGTHS)
+    assert predicted == plan.predicted_bytes()
+    assert all(WARM < each < 2 * WARM for each in predicted.values())
+    assert admission(text_model)._planner.predicted_bytes(LENGTHS) == {}  # a CPU has no allocator to predict
+
+
 def test_what_is_suggested_fits_and_one_token_more_does_not(text_model: TextModel) -> None:
     whole, _ = admission(text_model).plan(LENGTHS)
     budget = whole.needed_bytes - 40 * text_model.cache_bytes_per_token - 1

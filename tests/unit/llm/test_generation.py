@@ -86,6 +86,12 @@ def test_deltas_account_for_every_token(text_model: TextModel, request_: TextReq
     assert finished.started_s <= finished.first_token_s <= finished.last_token_s
 
 
+def test_what_the_plan_predicted_stands_beside_what_was_measured(text_model: TextModel, request_: TextRequest) -> None:
+    request = dataclasses.replace(request_, max_output_tokens=3, predicted_bytes={"prefill": 41, "decode": 43})
+    _, finished = written(text_model, request)
+    assert {each.phase: each.predicted_reserved_bytes for each in finished.phase_peaks} == {"prefill": 41, "decode": 43}
+
+
 class Script:
     """A network that wants to write the given tokens, one after another."""
 
