@@ -93,7 +93,7 @@ def test_a_server_that_does_not_drain_is_killed(tmp_path: Path, spec: Spec, unti
         until(lambda: supervisor.serving)
         (pid,) = pids(supervisor)
         began = time.monotonic()
-    assert 0.4 < time.monotonic() - began < 5
+    assert 0.4 < time.monotonic() - began < 20
     assert not alive(pid)
 
 

@@ -134,8 +134,8 @@ async def test_a_thousand_watchers_ask_the_database_together(hub: Hub, database:
     with store.change(film_id) as change:
         change.enter(pb.Film.STATE_WRITING_SCRIPT)
     await asyncio.to_thread(store.cancel, film_id)
-    seen = await asyncio.wait_for(asyncio.gather(*watchers), 10)
-    assert time.monotonic() - began_s < 2
+    seen = await asyncio.wait_for(asyncio.gather(*watchers), 60)
+    assert time.monotonic() - began_s < 10  # together, rather than one after the other
     assert all(numbers == [1, 2, 3] for numbers in seen)
     assert asked["events"] <= 1
     assert asked["positions"] <= 5
@@ -152,7 +152,7 @@ async def test_events_of_another_gateway_are_found(hub: Hub, database: Database)
     with there.change(film_id) as change:
         change.enter(pb.Film.STATE_WRITING_SCRIPT)
     there.cancel(film_id)
-    assert await asyncio.wait_for(watching, 3) == [1, 1, 2, 3]
+    assert await asyncio.wait_for(watching, 20) == [1, 1, 2, 3]
     await hub.stop()
 
 
@@ -169,7 +169,7 @@ async def test_events_told_in_the_wrong_order_come_in_the_right_one(hub: Hub, da
     here.cancel(film_id)
     for told in reversed(held):
         hub.publish(*told)
-    assert await asyncio.wait_for(watching, 3) == [1, 1, 2, 3, 4]
+    assert await asyncio.wait_for(watching, 20) == [1, 1, 2, 3, 4]
     await hub.stop()
 
 
@@ -182,5 +182,5 @@ async def test_a_film_deleted_under_watch_ends_the_watch(hub: Hub, database: Dat
     there.cancel(film_id)
     there.delete(film_id)
     with pytest.raises(NotFound):
-        await asyncio.wait_for(watching, 3)
+        await asyncio.wait_for(watching, 20)
     await hub.stop()

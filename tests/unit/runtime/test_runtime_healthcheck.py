@@ -26,7 +26,7 @@ async def test_it_is_content_once_the_model_is_loaded_and_until_the_server_stops
     port = str(server.metrics_port)
     assert await told("llm", HALFREEL_LLM_METRICS_PORT=port) == "not ready: status 503"
     servicer.engine.start(lambda: None)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while await told("llm", HALFREEL_LLM_METRICS_PORT=port):
             await asyncio.sleep(0.05)
     await server.stop(0)
@@ -50,7 +50,7 @@ async def test_it_believes_the_servers_own_certificate_and_no_other(tmp_path: Pa
     servicer.engine.start(lambda: None)
     environ = {"HALFREEL_VIDEO_HOST": "0.0.0.0", "HALFREEL_VIDEO_METRICS_PORT": str(server.metrics_port)}
     certificate = {"HALFREEL_VIDEO_TLS_CERTIFICATE_FILE": str(own.certificate("server"))}
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while await told("video", **environ, **certificate):
             await asyncio.sleep(0.05)
     certificate = {"HALFREEL_VIDEO_TLS_CERTIFICATE_FILE": str(other.certificate("server"))}

@@ -29,7 +29,7 @@ async def start(*flags: str, **environment: str) -> asyncio.subprocess.Process:
 
 
 async def ports_of(path: Path) -> dict[str, int]:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not path.exists():
             await asyncio.sleep(0.02)
     return json.loads(path.read_text())
@@ -47,7 +47,7 @@ class Started:
         self.channel = channel
 
     async def serving(self) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while True:
                 try:
                     await self.llm.GetModel(llm_pb2.GetModelRequest())
@@ -105,7 +105,7 @@ async def test_a_second_signal_ends_what_runs(started: Started) -> None:
         while await call.read() is not grpc.aio.EOF:
             pass
     assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
-    await asyncio.wait_for(started.process.communicate(), 5)
+    await asyncio.wait_for(started.process.communicate(), 20)
     assert started.process.returncode == 0
 
 
@@ -117,7 +117,7 @@ async def test_a_dead_engine_ends_the_process_and_its_client_hears_first(started
             pass
     assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
     assert SECRET not in repr(raised.value)
-    _, stderr = await asyncio.wait_for(started.process.communicate(), 10)
+    _, stderr = await asyncio.wait_for(started.process.communicate(), 30)
     assert started.process.returncode == 70
     assert any(line["event"] == "engine_state" and line["state"] == "dead" for line in lines(stderr))
 
@@ -158,5 +158,5 @@ async def test_told_to_stop_while_loading_it_stops(tmp_path: Path) -> None:
     process = await start("--port-file", str(path))
     await ports_of(path)
     process.send_signal(signal.SIGTERM)
-    await asyncio.wait_for(process.communicate(), 5)
+    await asyncio.wait_for(process.communicate(), 20)
     assert process.returncode == 0

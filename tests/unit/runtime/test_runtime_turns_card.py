@@ -75,7 +75,7 @@ async def members_of(
     members = llm, Member("video", card, 4.2, 8.0, guess=guess, **shared)
     for each in members:
         each.engine.start(each.load)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not all(each.engine.state is EngineState.SERVING for each in members):
             assert not any(each.engine.state is EngineState.DEAD for each in members)
             await asyncio.sleep(0.005)
@@ -146,11 +146,11 @@ async def test_with_turns_off_the_second_does_not_fit_and_says_so(tmp_path: Path
     one = Member("llm", card, 11.7, 1.0, turns="off")
     two = Member("video", card, 4.2, 2.0, turns="off")
     two.engine.start(two.load)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while two.engine.state is EngineState.LOADING:
             await asyncio.sleep(0.005)
     one.engine.start(one.load)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while one.engine.state is EngineState.LOADING:
             await asyncio.sleep(0.005)
     assert one.engine.state is EngineState.DEAD

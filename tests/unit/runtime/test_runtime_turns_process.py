@@ -85,7 +85,7 @@ class Member:
                     return text
 
     async def model_state(self) -> int:
-        return int((await self.llm.MemoryStatus(llm_pb2.MemoryStatusRequest(), timeout=2)).report.model_state)
+        return int((await self.llm.MemoryStatus(llm_pb2.MemoryStatusRequest(), timeout=20)).report.model_state)
 
     def events(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (self.folder / f"{self.name}.log").read_text().splitlines()]
@@ -184,7 +184,7 @@ async def test_an_idle_holder_gives_way_at_once_and_a_waiting_server_tells_its_m
         await second.start()
         assert await second.do("recite") == "weight" * 4
         assert await first.model_state() == gpu_pb2.MODEL_STATE_ASLEEP
-        running = asyncio.create_task(second.do("sleep 0.05 20"))
+        running = asyncio.create_task(second.do("sleep 0.05 100"))
         await asyncio.sleep(0.1)
         waiting = asyncio.create_task(first.do("recite"))
         await asyncio.sleep(0.3)
@@ -195,7 +195,7 @@ async def test_an_idle_holder_gives_way_at_once_and_a_waiting_server_tells_its_m
         assert await waiting == "weight" * 4
         assert time.monotonic() - began_at < MARGIN_S
         # A client that has gone leaves no wish behind.
-        running = asyncio.create_task(first.do("sleep 0.05 10"))
+        running = asyncio.create_task(first.do("sleep 0.05 60"))
         gone = second.llm.Generate(order("recite"))
         await asyncio.sleep(0.15)
         gone.cancel()

@@ -78,7 +78,7 @@ def test_a_slow_database_is_waited_for_once_and_not_for_long() -> None:
 
     def slow() -> dict[int, int]:
         asked.append(1)
-        released.wait(5)
+        released.wait(60)
         return {int(pb.Film.STATE_QUEUED): 3}
 
     registry = CollectorRegistry()
@@ -86,10 +86,10 @@ def test_a_slow_database_is_waited_for_once_and_not_for_long() -> None:
     for _ in range(5):
         began = time.monotonic()
         assert samples(registry) == {}  # absent, not wrong
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 10  # far from the minute that the answer takes
     assert len(asked) == 1  # questions do not pile up
     released.set()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     while not (found := samples(registry)):
         assert time.monotonic() < deadline
     assert found[("halfreel_films", frozenset({("state", "queued")}))] == 3
