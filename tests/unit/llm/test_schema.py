@@ -188,10 +188,14 @@ async def test_a_slow_compilation_is_given_up_and_does_not_hold_the_loop(
 ) -> None:
     monkeypatch.setattr(limits, "MAX_SCHEMA_COMPILE_S", 0.1)
     monkeypatch.setattr(compiler, "_compile", lambda schema: time.sleep(0.5))
-    began = time.monotonic()
-    slow = asyncio.create_task(compiler.compile('{"const": 1}'))
-    await asyncio.sleep(0.01)
-    assert time.monotonic() - began < 0.08
-    with pytest.raises(InvalidArgument, match=r"over 0\.1 s"):
-        await slow
-    assert time.monotonic() - began < 0.3
+    held_s, given_up_s = [], []
+    for number in range(5):  # others use this machine as well: the quickest tells
+        began = time.monotonic()
+        slow = asyncio.create_task(compiler.compile(f'{{"const": {number}}}'))
+        await asyncio.sleep(0.01)
+        held_s.append(time.monotonic() - began)
+        with pytest.raises(InvalidArgument, match=r"over 0\.1 s"):
+            await slow
+        given_up_s.append(time.monotonic() - began)
+    assert min(held_s) < 0.08
+    assert min(given_up_s) < 0.3

@@ -112,7 +112,7 @@ class Served:
 async def served(own: TextModel) -> AsyncIterator[Served]:
     served = Served(own)
     served.engine.start(served.load)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while served.engine.state is not EngineState.SERVING:
             await asyncio.sleep(0.005)
     yield served
@@ -126,7 +126,7 @@ def numbered(request: TextRequest, seed: int) -> TextRequest:
 async def test_requests_wake_the_model_and_sleep_waits_for_running_ones(served: Served, wanted: TextRequest) -> None:
     before = [await served.write(numbered(wanted, seed)) for seed in range(4)]
     writing = [asyncio.create_task(served.write(numbered(wanted, seed))) for seed in range(4)]
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while served.engine.running_count == 0:
             await asyncio.sleep(0.001)
     sleeping = asyncio.create_task(served.sleep())
@@ -167,15 +167,15 @@ async def test_who_comes_while_a_wake_is_given_up_is_served(
     def gives_up(_: Callable[[], bool]) -> None:
         monkeypatch.setattr(served.sleeper, "enter", enter)
         at_gate.set()
-        assert give_up.wait(5)
+        assert give_up.wait(30)
         raise Cancelled("The model is not wanted any more.")
 
     monkeypatch.setattr(served.sleeper, "enter", gives_up)
     gone = asyncio.create_task(served.write(wanted))
-    assert await asyncio.to_thread(at_gate.wait, 5)
+    assert await asyncio.to_thread(at_gate.wait, 30)
     gone.cancel()
     comes = asyncio.create_task(served.write(wanted))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not gone.done() or served.engine.waiting_count != 1:
             await asyncio.sleep(0.001)
     give_up.set()
@@ -199,17 +199,17 @@ async def test_a_batch_takes_nobody_more_while_it_is_anothers_turn(
     monkeypatch.setattr(served.sleeper, "yielding", lambda: turn_is_over)
 
     first = asyncio.create_task(served.write(dataclasses.replace(wanted, max_output_tokens=100)))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while served.engine.running_count == 0:
             await asyncio.sleep(0.001)
     turn_is_over = True
     second = asyncio.create_task(served.write(wanted))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not first.done():
             assert served.engine.running_count <= 1
             await asyncio.sleep(0.0005)
     assert await second
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while len(events) < 2:
             await asyncio.sleep(0.005)
     assert events == ["left, True", "left, False"]

@@ -47,17 +47,17 @@ async def test_an_end_told_by_another_thread_does_not_wait_for_the_step() -> Non
         with wakes:
             buffer.put(1)
             put.set()
-            over.wait(10)
+            over.wait(30)
 
     thread = threading.Thread(target=hanging_step)
     thread.start()
     await asyncio.to_thread(put.wait)
-    assert await asyncio.wait_for(buffer.get(), 5) == 1
+    assert await asyncio.wait_for(buffer.get(), 30) == 1
     reading = asyncio.create_task(buffer.get())
     await asyncio.sleep(0)
     await asyncio.to_thread(buffer.end, EngineDead("the engine failed"))
     with pytest.raises(EngineDead):
-        await asyncio.wait_for(reading, 5)
+        await asyncio.wait_for(reading, 30)
     over.set()
     thread.join()
 
@@ -67,4 +67,4 @@ async def test_outside_of_a_step_a_reader_is_woken_at_once() -> None:
     reading = asyncio.create_task(buffer.get())
     await asyncio.sleep(0)
     await asyncio.to_thread(buffer.put, 3)
-    assert await asyncio.wait_for(reading, 5) == 3
+    assert await asyncio.wait_for(reading, 30) == 3

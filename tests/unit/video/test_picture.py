@@ -108,10 +108,13 @@ def test_other_colour_modes_become_rgb(kind: str) -> None:
 @pytest.mark.parametrize(("width", "height"), [(4001, 4000), (15000, 15000), (16000, 1001)])
 def test_too_many_pixels_are_refused_by_the_header(make: object, width: int, height: int) -> None:
     data = make(width, height)
-    began = time.perf_counter()
-    with pytest.raises(InvalidArgument) as caught:
-        decode_picture(data, 64, 64)
-    assert time.perf_counter() - began < 0.05
+    took_s = []
+    for _ in range(5):  # others use this machine as well: the quickest tells
+        began = time.perf_counter()
+        with pytest.raises(InvalidArgument) as caught:
+            decode_picture(data, 64, 64)
+        took_s.append(time.perf_counter() - began)
+    assert min(took_s) < 0.05
     assert caught.value.reason == "IMAGE_INVALID"
     assert "16000000" in str(caught.value)
 
