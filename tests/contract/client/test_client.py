@@ -105,7 +105,7 @@ def test_patience_ends(gateway: Gateway) -> None:
     began = time.monotonic()
     with Client(gateway.address, patience_s=1.0) as client, pytest.raises(Unreachable) as caught:
         client.create_film("a red circle")
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15  # far from the 60 s of a client that is told nothing
     assert gateway.address in caught.value.message
     assert caught.value.code is grpc.StatusCode.UNAVAILABLE
 

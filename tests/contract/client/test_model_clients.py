@@ -163,7 +163,7 @@ def test_leaving_stops_the_model(llm: tuple[str, Llm]) -> None:
         next(events)
         next(events)
         events.close()
-        assert servicer.left.wait(5)
+        assert servicer.left.wait(20)
 
 
 async def test_leaving_stops_the_model_asyncio(llm: tuple[str, Llm]) -> None:
