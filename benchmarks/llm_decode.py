@@ -178,18 +178,20 @@ def profile(engine: Engine, rows: int) -> list[dict[str, Any]]:
     ]
 
 
-def without_fetching(engine: Engine, steps: int, prompt: int) -> dict[str, float]:
-    """One reply whose kernels fetch nothing ahead of the next."""
+def fetching_ahead(engine: Engine, steps: int, prompt: int) -> dict[str, float]:
+    """One reply whose products fetch so many MiB of the next matrix while they end."""
     from halfreel_llm import product_kernels
 
-    runner = engine.text_model.runner
+    runner, taken = engine.text_model.runner, {}
     buckets, chosen = runner._buckets, product_kernels.AHEAD_BYTES
-    runner._buckets, product_kernels.AHEAD_BYTES = [1], 0
-    runner.capture()
-    taken = engine.step_ms(1, steps, prompt)
+    runner._buckets = [1]
+    for mib in (0, 1, 2, 4, 8):
+        product_kernels.AHEAD_BYTES = mib << 20
+        runner.capture()
+        taken[f"ms_per_token_1_ahead_{mib}_mib"] = engine.step_ms(1, steps, prompt)
     runner._buckets, product_kernels.AHEAD_BYTES = buckets, chosen
     runner.capture()
-    return {"ms_per_token_1_nothing_fetched": taken}
+    return taken
 
 
 def copy_speed() -> float:
@@ -323,7 +325,7 @@ def main() -> None:
     for length in (64, 512) if read.tiny else (512, 2048):
         tell(**{f"ttft_{length}_ms": engine.first_token_ms(length)})
     if device.type == "cuda":
-        tell(**without_fetching(engine, steps, prompt))
+        tell(**fetching_ahead(engine, steps, prompt))
         tell(reserved_gib=torch.cuda.max_memory_reserved() / 2**30)
     if read.profile and device.type == "cuda":
         for count in rows:

@@ -92,6 +92,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         bench.clear()
         mine = taken.setdefault(name, Taken())
         given = Taken() if warm_up else mine
+        step_count = len(given.step_s)
         mine.frames = made[name](given)
         if bench.on_gpu:
             mine.peak_bytes = max(mine.peak_bytes, torch.cuda.max_memory_allocated())
@@ -99,7 +100,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             part=name,
             warm_up=warm_up,
             clip_s=round(given.clip_s[-1], 3),
-            step_ms=[round(1000 * each, 2) for each in given.step_s[1 - bench.step_count :]],
+            step_ms=[round(1000 * each, 2) for each in given.step_s[step_count:]],
             vae_s=round(given.vae_s[-1], 3),
         )
 

@@ -91,8 +91,7 @@ class FusedNetwork:
         product, epsilon, layers = self._kernels.vector_product, self.network.shape.norm_epsilon, self._layers
         after = [layer.query_key_value.values for layer in layers[1:]] + [self.network.head.values]
         for number, layer in enumerate(layers):
-            norm, output = layer.input_norm, layer.output.values
-            joined = product(hidden, layer.query_key_value, norm=norm, epsilon=epsilon, ahead=output)
+            joined = product(hidden, layer.query_key_value, norm=layer.input_norm, epsilon=epsilon)
             seen = rows.attend(number, self._heads(layer, joined), layer.window)
             hidden = product(seen, layer.output, residual=hidden, ahead=layer.gate_up.values)
             norm, down = layer.attention_norm, layer.down.values
