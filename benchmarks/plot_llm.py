@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib import pyplot
 
 ROOT = Path(__file__).resolve().parents[1]
-OURS, FLOOR, TARGET = "#2a6f97", "#b0b7bd", "#d1495b"
+OURS, FLOOR, TARGET, PEER = "#2a6f97", "#b0b7bd", "#d1495b", "#e9b44c"
 
 
 def figures(name: str) -> dict[str, Any]:
@@ -24,17 +24,15 @@ def figures(name: str) -> dict[str, Any]:
 def main() -> None:
     """Three panels: one reply, many replies at the client, and the CPU."""
     decode, serving, cpu = figures("llm_decode-h200"), figures("llm_serving-h200"), figures("llm_streams-cpu")
-    int8 = figures("llm_decode-int8-h200")
     pyplot.rcParams.update({"font.size": 9, "svg.hashsalt": "halfreel", "axes.spines.top": False})
     pyplot.rcParams["axes.spines.right"] = False
     drawn, (one, many, small) = pyplot.subplots(1, 3, figsize=(11, 3.4), constrained_layout=True)
     bars = [
-        ("floor FP16", decode["floor_ms"], FLOOR),
-        ("target FP16", 3.27, TARGET),
-        ("FP16", decode["ms_per_token_1"], OURS),
-        ("FP16, client", serving["ms_per_token_1_greedy"], OURS),
-        ("floor int8", int8["floor_ms"], FLOOR),
-        ("int8", int8["ms_per_token_1"], OURS),
+        ("floor", decode["floor_ms"], FLOOR),
+        ("target", 3.27, TARGET),
+        ("at the client", serving["ms_per_token_1_greedy"], OURS),
+        ("transformers\ncompiled", decode["peer_transformers_compiled"]["ms"], PEER),
+        ("transformers\neager", decode["peer_transformers_eager"]["ms"], PEER),
     ]
     one.barh([name for name, _, _ in bars][::-1], [value for _, value, _ in bars][::-1],
              color=[colour for _, _, colour in bars][::-1])  # fmt: skip
