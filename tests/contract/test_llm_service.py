@@ -67,7 +67,9 @@ def start_process(*flags: str, log: Path) -> subprocess.Popen[bytes]:
 def process(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     place = tmp_path_factory.mktemp("server")
     port_file, log = place / "ports.json", place / "log"
-    server = start_process("--model", str(folder), "--thread-count", "1", "--port-file", str(port_file), log=log)
+    # How full the machine is, of which it would warn, is no doing of this server.
+    flags = ["--thread-count", "1", "--warn-threshold-ratio", "0", "--port-file", str(port_file)]
+    server = start_process("--model", str(folder), *flags, log=log)
     deadline = time.monotonic() + STARTS_WITHIN_S
     while not port_file.is_file():
         assert server.poll() is None, log.read_text()
@@ -76,7 +78,7 @@ def process(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     server.ports = json.loads(port_file.read_text())  # type: ignore[attr-defined]  # for the fixture below
     yield server
     server.send_signal(signal.SIGTERM)
-    assert server.wait(30) == 0, log.read_text()
+    assert server.wait(90) == 0, log.read_text()  # its grace is 30 s, and a busy machine adds to it
     lines = log.read_text().splitlines()
     assert all(json.loads(line)["level"] in ("debug", "info") for line in lines), log.read_text()
 

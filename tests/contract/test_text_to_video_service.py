@@ -34,6 +34,8 @@ def channel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[grpc.Channel]:
     # No keyframe model is named: where it were loaded, its absence would stop the server.
     flags = ["--model", str(save_wan(folder)), "--keyframe-model", "no-such-model", "--device", "cpu", "--port", "0"]
     flags += ["--metrics-port", "0", "--port-file", str(port_file), "--thread-count", "1"]
+    # How full the machine is, of which it would warn, is no doing of this server.
+    flags += ["--warn-threshold-ratio", "0"]
     with log.open("wb") as output:
         server = subprocess.Popen(
             [sys.executable, "-m", "halfreel_video", *flags], env=environment, stdout=output, stderr=output
@@ -46,7 +48,7 @@ def channel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[grpc.Channel]:
     with grpc.insecure_channel(f"127.0.0.1:{json.loads(port_file.read_text())['port']}") as channel:
         yield channel
     server.send_signal(signal.SIGTERM)
-    assert server.wait(30) == 0, log.read_text()
+    assert server.wait(90) == 0, log.read_text()  # its grace is 30 s, and a busy machine adds to it
     lines = log.read_text().splitlines()
     assert all(json.loads(line)["level"] in ("debug", "info") for line in lines), log.read_text()
 

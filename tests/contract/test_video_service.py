@@ -60,6 +60,8 @@ def process(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HALFREEL_")}
     flags = ["--model", str(folders[0]), "--keyframe-model", str(folders[1]), "--device", "cpu", "--port", "0"]
     flags += ["--metrics-port", "0", "--port-file", str(port_file)]
+    # How full the machine is, of which it would warn, is no doing of this server.
+    flags += ["--warn-threshold-ratio", "0"]
     with log.open("wb") as output:
         server = subprocess.Popen(
             [sys.executable, "-m", "halfreel_video", *flags], env=environment, stdout=output, stderr=output
@@ -72,7 +74,7 @@ def process(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
     server.ports = json.loads(port_file.read_text())  # type: ignore[attr-defined]  # for the fixture below
     yield server
     server.send_signal(signal.SIGTERM)
-    assert server.wait(30) == 0, log.read_text()
+    assert server.wait(90) == 0, log.read_text()  # its grace is 30 s, and a busy machine adds to it
     lines = log.read_text().splitlines()
     assert all(json.loads(line)["level"] in ("debug", "info") for line in lines), log.read_text()
 
