@@ -16,7 +16,7 @@ IDEA = "a red circle moving over a blue sky, then a green square in the snow"
 
 def state(stack: Any, name: str) -> int:
     with grpc.insecure_channel(f"127.0.0.1:{stack.ports[name]}") as channel:
-        watch = gpu_pb2_grpc.MemoryServiceStub(channel).WatchMemory(gpu_pb2.WatchMemoryRequest(), timeout=5)
+        watch = gpu_pb2_grpc.MemoryServiceStub(channel).WatchMemory(gpu_pb2.WatchMemoryRequest(), timeout=20)
         return int(next(iter(watch)).report.model_state)
 
 

@@ -86,7 +86,7 @@ def test_up_is_found_mended_and_stopped(up: subprocess.Popen[str], tmp_path: Pat
 
     running = list(state(tmp_path)["pids"].values())
     assert halfreel(tmp_path, "down").stdout == "down\n"
-    assert up.wait(10) == 0
+    assert up.wait(30) == 0
     assert not [pid for pid in running if alive(pid)]
     assert not (tmp_path / "up.json").exists()
     assert {path.name for path in (tmp_path / "logs").iterdir()} == {"llm.log", "video.log", "gateway.log"}
