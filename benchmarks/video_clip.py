@@ -13,10 +13,8 @@ each trade; then those that change the layers, one after the other: "attention" 
 that a probe finds fastest, PyTorch's default otherwise), "channels_last" (of the exact one, uncompiled), "fused" and
 "fused_product" (blocks in fewer passes over memory, without a compiler; convolutions over frames as those of a picture,
 or as products added up), "fused_graph" (a CUDA graph on top of it), "profile" (renders no clip: where the time of a
-step and of decoding goes, for the exact one and the fused one), "compiled" and "compiled_product" (the server's
-compiled blocks, with convolutions over frames as those of a picture, or as one matrix product), "compiled_attention"
-(with those kernels too), "graph" (a CUDA graph of a whole pass of the UNet on top of that), and "diffusers_compiled"
-(`torch.compile` of diffusers' UNet and of the VAE's decoder). "kernels" times each attention kernel on the classes of
+step and of decoding goes, for the exact one and the fused one), and "diffusers_compiled" (`torch.compile` of diffusers'
+UNet and of the VAE's decoder). "kernels" times each attention kernel on the classes of
 shape. Every part has its own time limit; what fails says so and ends alone.
 """
 
@@ -64,10 +62,6 @@ HEAVY = (
     "fused_product",
     "fused_graph",
     "profile",
-    "compiled",
-    "compiled_product",
-    "compiled_attention",
-    "graph",
     "diffusers_compiled",
 )
 

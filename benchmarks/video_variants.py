@@ -1,4 +1,4 @@
-"""Ways to render a clip that change the model's layers: attention kernels, fused or compiled blocks, CUDA graphs.
+"""Ways to render a clip that change the model's layers: attention kernels, fused blocks, CUDA graphs.
 
 Each changes copies, so that one can be timed after the other. It does not know how they are timed.
 """
@@ -6,7 +6,6 @@ Each changes copies, so that one can be timed after the other. It does not know 
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,6 @@ from video_bench import Bench, Taken
 from video_profile import tell_profile
 
 from halfreel_video.attention_kernels import SHAPES, ChosenAttention, fastest_kernels, kernel_seconds
-from halfreel_video.compiled import CompiledBlocks
 from halfreel_video.fused import fuse_decoder, fuse_unet, kernels_for, turn_weights
 from halfreel_video.lean_unet import make_lean
 
@@ -139,24 +137,6 @@ def heavy_variants(bench: Bench, backend: str) -> dict[str, Callable[[], Callabl
         unet = channels_last(fresh())
         return lambda taken: bench.ours(taken, unet)
 
-    def by_compiler(temporal: Any = "picture", *, chosen: bool = False, graph: bool = False) -> Callable[[Taken], Any]:
-        unet = fresh()
-        pipeline.vae = copy.deepcopy(plain_vae)
-        if chosen:
-            attention(unet)
-        blocks, began_at = CompiledBlocks(pipeline, temporal=temporal, backend=backend), time.monotonic()
-        if not blocks.compile_all():
-            raise RuntimeError(blocks.problem)
-        say(part="compile", temporal=temporal, seconds=round(time.monotonic() - began_at, 1))
-        blocks.use(True)
-        shown, vae = Graphed(unet) if graph else unet, pipeline.vae
-
-        def render(taken: Taken) -> Any:
-            pipeline.vae = vae
-            return bench.ours(taken, shown)
-
-        return render
-
     def diffusers_compiled() -> Callable[[Taken], Any]:
         pipeline.vae = copy.deepcopy(plain_vae)
         unet, vae = channels_last(copy.deepcopy(bench.unet)), pipeline.vae
@@ -176,10 +156,6 @@ def heavy_variants(bench: Bench, backend: str) -> dict[str, Callable[[], Callabl
         "fused_product": lambda: by_fusing("product"),
         "fused_graph": lambda: by_fusing(graph=True),
         "profile": profiled,
-        "compiled": by_compiler,
-        "compiled_product": lambda: by_compiler("product"),
-        "compiled_attention": lambda: by_compiler(chosen=True),
-        "graph": lambda: by_compiler(chosen=True, graph=True),
         "diffusers_compiled": diffusers_compiled,
     }
 

@@ -48,7 +48,6 @@ ENV VIRTUAL_ENV=/opt/halfreel \
     HOME=/var/lib/halfreel \
     PYTHONDONTWRITEBYTECODE=1 \
     HF_HUB_CACHE=/models \
-    TORCHINDUCTOR_CACHE_DIR=/var/cache/halfreel/torchinductor \
     TRITON_CACHE_DIR=/var/cache/halfreel/triton \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     HALFREEL_VIDEO_PORT=7602 \

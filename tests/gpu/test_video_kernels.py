@@ -17,10 +17,12 @@ if not torch.cuda.is_available() and not os.environ.get("TRITON_INTERPRET"):
     pytest.skip("no GPU that torch can use", allow_module_level=True)
 
 from diffusers import UNetSpatioTemporalConditionModel
+from tiny_video import svd_pipeline
 from torch import Tensor, nn
 
 from halfreel_video import fused_kernels, fused_plain
-from halfreel_video.fused import fuse_unet, turn_weights
+from halfreel_video.fused import fuse_unet, kernels_for, turn_weights
+from halfreel_video.fused_blocks import FusedBlocks
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
@@ -141,3 +143,12 @@ def test_in_half_precision_a_unet_is_no_further_from_full_precision_than_diffuse
     wide = {name: value.float() for name, value in given.items()}
     exact = unet.float()(timestep=timestep, **wide).sample
     assert (ours - exact).norm() < 1.1 * (theirs - exact).norm() < 0.02 * exact.norm()
+
+
+@pytest.mark.skipif(not ON_GPU, reason="takes the interpreter minutes")
+def test_a_server_would_use_them_on_this_gpu() -> None:
+    pipeline = svd_pipeline(3).to(DEVICE, torch.float16)
+    for part in (pipeline.unet, pipeline.vae):
+        part.eval().requires_grad_(False)
+    blocks = FusedBlocks(pipeline, kernels_for(DEVICE))
+    assert blocks.check_all(), blocks.problem

@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     # took 2 s so and 24 s otherwise.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-    keep_kernels(os.environ, {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "kernels"})
+    keep_kernels(os.environ, {"TRITON_CACHE_DIR": "kernels"})
     quiet_libraries()
 
     import torch
@@ -106,8 +106,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
         warm_up(model, video.usual_levers())
         memory.clear()
         sleeper.model_loaded(SleepingVideo(model))
-        if settings.compile_blocks:
-            spare_time.spend(video.compile_next)
+        if settings.fuse_blocks:
+            spare_time.spend(video.check_next)
 
     server = Server(settings, service=SERVICE, metrics=ServerMetrics(SERVICE, engine, memory, instruments))
     served = text_to_video if from_words else video

@@ -123,7 +123,7 @@ def kept_kernels(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
     The file lies where compiled code is kept, in a folder that nobody else can write to; where there is none, PyTorch
     chooses: a choice that a restart could change would change clips.
     """
-    folder = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    folder = os.environ.get("TRITON_CACHE_DIR")
     if device.type != "cuda" or dtype == torch.float32 or not folder:
         return {}
     name = re.sub(r"[^A-Za-z0-9.]+", "_", f"{torch.cuda.get_device_name(device)}-{torch.__version__}-{dtype}")

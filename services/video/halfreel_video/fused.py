@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -37,28 +38,58 @@ def kernels_for(device: torch.device) -> Any:
     return fused_kernels
 
 
-def fuse_unet(unet: Any, kernels: Any, *, temporal: Temporal = "picture", attention: str = "") -> None:
-    """Takes over the blocks of a UNetSpatioTemporalConditionModel, which is made lean first.
+@dataclass(frozen=True)
+class Swap:
+    """A callable of a module, and what takes its place."""
+
+    owner: Any
+    name: str
+    fused: Callable[..., Any]
+
+    def put(self) -> None:
+        """Puts it in its place."""
+        setattr(self.owner, self.name, self.fused)
+
+
+def unet_swaps(unet: Any, kernels: Any, *, temporal: Temporal = "picture", attention: str = "") -> list[Swap]:
+    """What takes the place of the blocks of a UNetSpatioTemporalConditionModel, which is made lean first.
 
     Args:
         unet: of which no frame is a picture of its own (`image_only_indicator` is 0), as in every clip.
         kernels: `fused_kernels` or `fused_plain`.
         temporal: convolutions over frames as one of a "picture", or as three products added up ("product").
         attention: the first of `attention_kernels.KERNELS` to be tried for attention in space; empty for PyTorch's own.
+
+    Raises:
+        ValueError: the model is of another make.
     """
     make_lean(unet)
-    for module in unet.modules():
-        if isinstance(module, TransformerSpatioTemporalModel):
-            module.body = FusedTransformer(module, kernels, attention)
-    _fuse_layers(unet, kernels, temporal)
+    bodies = [
+        Swap(module, "body", FusedTransformer(module, kernels, attention))
+        for module in unet.modules()
+        if isinstance(module, TransformerSpatioTemporalModel)
+    ]
+    return bodies + _layer_swaps(unet, kernels, temporal)
+
+
+def decoder_swaps(decoder: Any, kernels: Any, *, temporal: Temporal = "picture") -> list[Swap]:
+    """What takes the place of the blocks of a TemporalDecoder; the arguments are as in `unet_swaps`."""
+    # The convolution over frames after it has three channels: it stays as it comes.
+    plain = decoder.conv_out.forward
+    last = Swap(decoder.conv_out, "forward", lambda hidden: plain(hidden).contiguous())
+    return [*_layer_swaps(decoder, kernels, temporal), last]
+
+
+def fuse_unet(unet: Any, kernels: Any, *, temporal: Temporal = "picture", attention: str = "") -> None:
+    """Takes over the blocks of a UNet for good; see `unet_swaps`."""
+    for swap in unet_swaps(unet, kernels, temporal=temporal, attention=attention):
+        swap.put()
 
 
 def fuse_decoder(decoder: Any, kernels: Any, *, temporal: Temporal = "picture") -> None:
-    """Takes over the blocks of a TemporalDecoder; the arguments are as in `fuse_unet`."""
-    _fuse_layers(decoder, kernels, temporal)
-    # The convolution over frames after it has three channels: it stays as it comes.
-    plain = decoder.conv_out.forward
-    decoder.conv_out.forward = lambda hidden: plain(hidden).contiguous()
+    """Takes over the blocks of a TemporalDecoder for good; see `decoder_swaps`."""
+    for swap in decoder_swaps(decoder, kernels, temporal=temporal):
+        swap.put()
 
 
 def turn_weights(module: Any) -> None:
@@ -73,15 +104,20 @@ def turn_weights(module: Any) -> None:
             layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last_3d)
 
 
-def _fuse_layers(module: Any, kernels: Any, temporal: Temporal) -> None:
+def _layer_swaps(module: Any, kernels: Any, temporal: Temporal) -> list[Swap]:
+    swaps = []
     for layer in module.modules():
         if isinstance(layer, SpatioTemporalResBlock):
-            layer.forward = FusedResnet(layer, kernels, temporal)
+            swaps.append(Swap(layer, "forward", FusedResnet(layer, kernels, temporal)))
         elif isinstance(layer, Upsample2D):
-            layer.forward = _upsampler(layer)
+            swaps.append(Swap(layer, "forward", _upsampler(layer)))
     norm = module.conv_norm_out
-    norm.forward = lambda hidden: kernels.group_norm(_channels_last(hidden), norm, silu=True)
-    module.conv_act.forward = lambda hidden: hidden
+
+    def normed(hidden: Tensor) -> Tensor:
+        result: Tensor = kernels.group_norm(_channels_last(hidden), norm, silu=True)
+        return result
+
+    return [*swaps, Swap(norm, "forward", normed), Swap(module.conv_act, "forward", lambda hidden: hidden)]
 
 
 class FusedResnet:

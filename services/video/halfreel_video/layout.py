@@ -13,8 +13,9 @@ import torch
 
 from halfreel_runtime.host_arena import PinError
 from halfreel_video.attention import Attention
-from halfreel_video.compiled import CompiledBlocks
 from halfreel_video.feed_forward import FeedForwardChunks
+from halfreel_video.fused import kernels_for
+from halfreel_video.fused_blocks import FusedBlocks
 from halfreel_video.levers import SDPA, Levers
 from halfreel_video.streaming import WeightStream, unet_blocks
 from halfreel_video.weights import FlatWeights
@@ -58,7 +59,7 @@ class Layout:
         self._stream: WeightStream | None = None
         self._feed_forward = FeedForwardChunks(svd.unet)
         self.attention = Attention(svd.unet, device, dtype, choose_kernels=choose_kernels)
-        self.compiled = CompiledBlocks(svd)
+        self.fused = FusedBlocks(svd, kernels_for(device))
         self._levers = Levers()
         self.changed: set[str] = set()  # parts in another arithmetic than they were loaded in
 
@@ -91,13 +92,13 @@ class Layout:
         """Has the next work done as levers say; brings nothing to the device, so that it can't fail.
 
         Returns:
-            The levers as they could be had: an attention backend that doesn't work here is replaced, and what is not
-            compiled runs as it is.
+            The levers as they could be had: an attention backend that doesn't work here is replaced, and what was not
+            tried yet runs as it is.
         """
         backend = self.attention.use(levers.attention_backend)
         self._feed_forward.count = levers.feed_forward_chunk_count
         plain = backend == SDPA and levers.feed_forward_chunk_count == 1
-        compiled = self.compiled.use(levers.compiled and plain)
+        compiled = self.fused.use(levers.compiled and plain)
         self._levers = Levers(**{**vars(levers), "attention_backend": backend, "compiled": compiled})
         if not levers.stream_weights:
             self._end_stream()
@@ -113,17 +114,20 @@ class Layout:
             for name in self._weights:
                 self._bring(name)
 
-    def compile_next(self) -> bool:
-        """Compiles one block more, where both parts are on the device as they were loaded; tells whether there is more.
+    def check_next(self) -> bool:
+        """Tries a piece more of the fused blocks, where both parts are on the device as they were loaded.
 
         Between two clips, with nothing streamed: what is not so now may be so after the next clip.
+
+        Returns:
+            Whether there is more.
         """
         if self._here[UNET] and self._here[VAE] and self._stream is None and not self.changed:
             self.attention.use(SDPA)  # the next clip's levers decide anew
             self._feed_forward.count = 1
-            self.compiled.compile_next()
+            self.fused.check_next()
             self.release_cached()
-        return self.compiled.is_pending
+        return self.fused.is_pending
 
     def is_here(self, name: str) -> bool:
         """Whether a part is on the device."""
@@ -172,6 +176,7 @@ class Layout:
             torch.OutOfMemoryError: not even BF16 fits; the part is at home.
         """
         self.park(name)
+        self.fused.use(False)  # tried in the arithmetic that the parts were loaded in
         with contextlib.suppress(torch.OutOfMemoryError):
             self._move(name, torch.float32)
             return torch.float32
@@ -181,6 +186,7 @@ class Layout:
     def to_cpu(self, name: str) -> None:
         """Has a part computed by the host in FP32, until `restore`: slow, and it needs nothing of the device."""
         self.park(name)
+        self.fused.use(False)
         self.changed.add(name)
         for module in self._modules[name]:
             torch.nn.Module.to(module, torch.float32)

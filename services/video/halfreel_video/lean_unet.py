@@ -118,9 +118,7 @@ class LeanUnet:
                 )
                 hidden = model.time_mixer(x_spatial=hidden, x_temporal=mixed, image_only_indicator=image_only_indicator)
             hidden = model.proj_out(hidden).reshape(image_count, height, width, channel_count)
-            result: torch.Tensor = hidden.permute(0, 3, 1, 2)
-            if not torch.compiler.is_compiling():  # compiled convolutions want the channels where they are
-                result = result.contiguous()
+            result: torch.Tensor = hidden.permute(0, 3, 1, 2).contiguous()
             return result + residual
 
         model.forward, model.body = forward, body

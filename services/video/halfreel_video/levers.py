@@ -32,7 +32,7 @@ class Levers:
         offload_idle_parts: parts of the model are on the device only while they work.
         stream_weights: the UNet's weights pass through the device ahead of their use; implies that its own weights are
             not kept there.
-        compiled: blocks run as code compiled for the device, where it is ready.
+        compiled: blocks run by kernels of our own that are compiled for the device, where they are ready.
     """
 
     decode_chunk_frame_count: int = 8
@@ -98,7 +98,7 @@ class Levers:
     def with_saving(self) -> Levers:
         """The same with every lever of the denoising pulled; the decode chunk and the attention stay.
 
-        What was compiled knows nothing of feed-forward layers in parts.
+        Fused blocks know nothing of feed-forward layers in parts.
         """
         return replace(
             self,

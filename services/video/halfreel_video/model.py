@@ -113,7 +113,7 @@ def load_model(settings: VideoSettings, device: Device, room_bytes: int = sys.ma
             raise refused(
                 folder.model_id, f"its vae scales by {pipeline.vae_scale_factor}; sizes here are multiples of 8"
             )
-    layout = Layout(svd, keyframe, torch_device, dtype, choose_kernels=settings.compile_blocks)
+    layout = Layout(svd, keyframe, torch_device, dtype, choose_kernels=settings.fuse_blocks)
     if settings.memory_profile == "saver":
         layout.park_all()
     keyframe_defaults = KeyframeDefaults.of(keyframe_folder, keyframe)

@@ -45,6 +45,5 @@ class Pulse:
             self._token = None
 
     def _after_block(self, *_: Any) -> None:
-        # Compiled code has no place to stop in: it is looked at before and after it, block by block.
-        if not torch.compiler.is_compiling() and self._token is not None:
+        if self._token is not None:
             self._token.raise_if_cancelled()

@@ -72,10 +72,10 @@ class VideoService(video_pb2_grpc.VideoServiceServicer):
             ]
         )
 
-    def compile_next(self) -> bool:
-        """Compiles one block more, in the engine's thread; tells whether there is more to be done."""
+    def check_next(self) -> bool:
+        """Tries a piece more of the fused blocks, in the engine's thread; tells whether there is more to be done."""
         model, _, _ = self._loaded()
-        if model.layout.compile_next():
+        if model.layout.check_next():
             return True
         self.tell_levers()
         return False

@@ -154,13 +154,13 @@ def test_a_driver_that_does_not_answer_leaves_the_budget_and_the_card(on_card: C
     assert server.verdict() is Verdict.FITS  # of others nothing is known; if it does not fit, the ladder helps
 
 
-def test_compiled_blocks_are_planned_where_they_are_ready_and_there_is_room_to_spare(
+def test_fused_blocks_are_planned_where_they_are_ready_and_there_is_room_to_spare(
     on_card: Callable[..., Server], model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = on_card(80)
     plain, _ = server.admission.admit(CLIP)
     assert not plain.levers.compiled
-    monkeypatch.setattr(model.layout.compiled, "ready", True)
+    monkeypatch.setattr(model.layout.fused, "ready", True)
     fast, _ = server.admission.admit(CLIP)
     assert fast.levers == dataclasses.replace(plain.levers, compiled=True)
     assert fast.plan == plain.plan
