@@ -448,8 +448,13 @@ async def test_a_full_queue_refuses_and_says_when_to_come_back(folder: Path) -> 
         await begin(running)
         waiting = stub.Generate(endless())
         assert (await waiting.read()).queued.waiting_request_count == 0
-        error = await error_of(stub.Generate(endless()))
-        assert (error.code, error.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
+        took = []
+        for _ in range(3):  # others use this machine as well: the quickest tells what the server does
+            began = time.monotonic()
+            error = await error_of(stub.Generate(endless()))
+            took.append(time.monotonic() - began)
+            assert (error.code, error.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
+        assert min(took) < 0.5
         assert error.retry_after_s is not None
         assert error.retry_after_s > 0
         assert error.metadata["max_waiting_request_count"] == "1"

@@ -150,5 +150,5 @@ def test_a_server_would_use_them_on_this_gpu() -> None:
     pipeline = svd_pipeline(3).to(DEVICE, torch.float16)
     for part in (pipeline.unet, pipeline.vae):
         part.eval().requires_grad_(False)
-    blocks = FusedBlocks(pipeline, kernels_for(DEVICE))
+    blocks = FusedBlocks(pipeline, lambda: kernels_for(DEVICE))
     assert blocks.check_all(), blocks.problem

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from halfreel_runtime.failures import release_frames
-from halfreel_video.fused import decoder_swaps, unet_swaps
+from halfreel_video.fused import Swap, decoder_swaps, unet_swaps
+from halfreel_video.lean_unet import make_lean
 
 # Latent cells, at the lowest level of the UNet, and frames of what they are tried on.
 _HEIGHT, _WIDTH, _FRAME_COUNT = 5, 7, 3
@@ -26,18 +27,17 @@ _logger = logging.getLogger(__name__)
 class FusedBlocks:
     """The blocks of one pipeline."""
 
-    def __init__(self, svd: Any, kernels: Any) -> None:
-        """Prepares both ways; blocks run as they are.
+    def __init__(self, svd: Any, find_kernels: Callable[[], Any]) -> None:
+        """Nothing is prepared before it is tried; blocks run as they are.
 
         Args:
             svd: the StableVideoDiffusionPipeline; its UNet is made lean.
-            kernels: `fused_kernels` or `fused_plain`.
+            find_kernels: gives `fused_kernels` or `fused_plain`; may raise, where there are none for this device.
         """
         self._svd = svd
-        # By the products, decoding 25 frames took 0.57 s on an H200, and 0.64 by the pictures; steps were even.
-        swaps = unet_swaps(svd.unet, kernels, temporal="product")
-        swaps += decoder_swaps(svd.vae.decoder, kernels, temporal="product")
-        self._swaps = [(swap, vars(swap.owner).get(swap.name)) for swap in swaps]
+        self._find_kernels = find_kernels
+        self._swaps: list[tuple[Swap, Any]] = []
+        make_lean(svd.unet)
         self._pieces: Iterator[None] | None = self._check()
         self.ready = False
         self.problem = ""
@@ -90,7 +90,11 @@ class FusedBlocks:
                 vars(swap.owner).pop(swap.name, None)
 
     def _check(self) -> Iterator[None]:
-        limit = _TOLERANCE[self._svd.unet.dtype]
+        limit, kernels = _TOLERANCE[self._svd.unet.dtype], self._find_kernels()
+        # By the products, decoding 25 frames took 0.57 s on an H200, and 0.64 by the pictures; steps were even.
+        swaps = unet_swaps(self._svd.unet, kernels, temporal="product")
+        swaps += decoder_swaps(self._svd.vae.decoder, kernels, temporal="product")
+        self._swaps = [(swap, vars(swap.owner).get(swap.name)) for swap in swaps]
         for run in self._samples():
             expected = _numbers(run)
             self._switch(True)

@@ -59,7 +59,7 @@ class Layout:
         self._stream: WeightStream | None = None
         self._feed_forward = FeedForwardChunks(svd.unet)
         self.attention = Attention(svd.unet, device, dtype, choose_kernels=choose_kernels)
-        self.fused = FusedBlocks(svd, kernels_for(device))
+        self.fused = FusedBlocks(svd, lambda: kernels_for(device))
         self._levers = Levers()
         self.changed: set[str] = set()  # parts in another arithmetic than they were loaded in
 

@@ -124,7 +124,9 @@ def test_cancel_ends_the_watch(gateway: Gateway, video: Serving) -> None:
     assert events[-1].state_changed.state == pb.Film.STATE_CANCELLED
 
 
-def test_three_hundred_watchers_of_one_film(gateway: Gateway, llm: Serving) -> None:
+def watched_s(gateway: Gateway, llm: Serving) -> float:
+    """Seconds from the end of the first of three hundred watchers of one film to that of the last."""
+    llm.double.behaviours.reset()
     llm.double.behaviours.script("hold")
     film = gateway.create("popular", scene_count=2)
     began, ended, lock = threading.Barrier(301, timeout=60), [], threading.Lock()
@@ -152,10 +154,16 @@ def test_three_hundred_watchers_of_one_film(gateway: Gateway, llm: Serving) -> N
         llm.double.behaviours.let_go.set()
         seen = [each.result() for each in waiting]
     assert all(numbers == seen[0] == list(range(1, len(numbers) + 1)) for numbers in seen)
-    # Together, rather than one after the other: 1.4 s apart beside a compressor on both cores.
-    assert max(ended) - min(ended) < 5.0
     for channel in channels:
         channel.close()
+    return max(ended) - min(ended)
+
+
+def test_three_hundred_watchers_of_one_film(gateway: Gateway, llm: Serving) -> None:
+    took_s = [watched_s(gateway, llm)]
+    while min(took_s) >= 1.0 and len(took_s) < 3:  # a busy neighbour is not our slowness
+        took_s.append(watched_s(gateway, llm))
+    assert min(took_s) < 1.0
 
 
 @pytest.mark.parametrize("preview", [False, True])

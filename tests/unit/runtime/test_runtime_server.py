@@ -453,9 +453,7 @@ async def test_a_silent_stream_outlives_a_client_that_pings_often(running: Any) 
 
 async def test_memory_status_stays_quick_while_the_engine_computes(running: Any) -> None:
     pytest.importorskip("torch")
-    # Others use this machine as well: what they add, they add to the calls of an idle server too.
-    idle = await memory_status_seconds(running)
-    median_s, tail_s = max(0.005, 3 * idle[50]), max(0.020, 3 * idle[99])
+    median_s, tail_s = 0.005, 0.020
     computing = running.llm.Generate(order("compute 60"))
 
     async def read() -> None:
@@ -464,6 +462,7 @@ async def test_memory_status_stays_quick_while_the_engine_computes(running: Any)
 
     reading = asyncio.create_task(read())
     await asyncio.sleep(0.3)
+    # Others use this machine as well: the quietest window tells what the server does.
     windows = [await memory_status_seconds(running)]
     while (min(each[50] for each in windows) > median_s or min(each[99] for each in windows) > tail_s) and (
         len(windows) < 10

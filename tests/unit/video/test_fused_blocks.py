@@ -46,7 +46,7 @@ def noise(unet: Any, halves: int = 2, frame_count: int = 5, height: int = 8, wid
 
 def test_what_was_tried_gives_the_same_numbers_and_leaves_nothing_behind(pair: tuple[Any, Any]) -> None:
     plain, fast = pair
-    blocks = FusedBlocks(fast, fused_plain)
+    blocks = FusedBlocks(fast, lambda: fused_plain)
     expected, wide = noise(plain.unet), noise(plain.unet, 2, 4, 9, 7)
     pieces = 0
     while blocks.is_pending:
@@ -70,7 +70,7 @@ def test_what_was_tried_gives_the_same_numbers_and_leaves_nothing_behind(pair: t
 
 def test_the_same_frames(pair: tuple[Any, Any]) -> None:
     plain, fast = pair
-    blocks = FusedBlocks(fast, fused_plain)
+    blocks = FusedBlocks(fast, lambda: fused_plain)
     assert blocks.check_all()
     latents = torch.randn(1, 5, 4, 12, 8, generator=torch.Generator().manual_seed(1))
     expected = list(decode(plain, latents, 4))  # four frames, and one alone
@@ -81,7 +81,7 @@ def test_the_same_frames(pair: tuple[Any, Any]) -> None:
 
 def test_a_job_stops_within_a_pass(pair: tuple[Any, Any]) -> None:
     _, fast = pair
-    blocks = FusedBlocks(fast, fused_plain)
+    blocks = FusedBlocks(fast, lambda: fused_plain)
     assert blocks.check_all()
     pulse, token, seen = Pulse(fast), CancelToken(), []
 
@@ -110,9 +110,28 @@ def test_a_job_stops_within_a_pass(pair: tuple[Any, Any]) -> None:
 )
 def test_kernels_that_fail_or_err_are_not_used(pair: tuple[Any, Any], gated: Callable[..., Any], told: str) -> None:
     plain, fast = pair
-    blocks = FusedBlocks(fast, SimpleNamespace(**{**vars(fused_plain), "gated": gated}))
+    kernels = SimpleNamespace(**{**vars(fused_plain), "gated": gated})
+    blocks = FusedBlocks(fast, lambda: kernels)
     assert not blocks.check_all()
     assert told in blocks.problem
     assert not blocks.use(True)
     assert torch.equal(noise(fast.unet), noise(plain.unet))
     blocks.check_next()  # nothing is left to do
+
+
+def test_a_model_of_another_make_and_a_device_without_kernels_run_as_they_are(pair: tuple[Any, Any]) -> None:
+    plain, fast = pair
+    expected = noise(plain.unet)
+
+    def missing() -> Any:
+        raise ImportError("no compiler here")
+
+    without = FusedBlocks(fast, missing)
+    assert not without.check_all()
+    assert without.problem == "ImportError: no compiler here"
+    fast.unet.mid_block.resnets[0].spatial_res_block.output_scale_factor = 2.0
+    other = FusedBlocks(fast, lambda: fused_plain)  # a server must start with it all the same
+    assert not other.check_all()
+    assert "another make" in other.problem
+    fast.unet.mid_block.resnets[0].spatial_res_block.output_scale_factor = 1.0
+    assert torch.equal(noise(fast.unet), expected)

@@ -179,7 +179,7 @@ def test_fused_blocks_run_where_they_were_tried_and_a_clip_says_so(
     run: Any, model: VideoModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = run()
-    monkeypatch.setattr(model.layout, "fused", FusedBlocks(model.svd, fused_plain))
+    monkeypatch.setattr(model.layout, "fused", FusedBlocks(model.svd, lambda: fused_plain))
     assert run(compiled=True).levers == plain.levers == Levers()
     assert model.layout.check_next()  # both models are here: a piece is tried, and no clip runs by it
     assert run(compiled=True).levers == Levers()

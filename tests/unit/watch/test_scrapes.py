@@ -74,16 +74,15 @@ async def test_a_scrape_takes_no_longer_while_the_model_computes(running: Any) -
     async def median_s() -> float:
         return sorted([(await asyncio.to_thread(scrape, running.server))[0] for _ in range(11)])[5]
 
-    # Others use this machine as well: what they add, they add to the scrapes of an idle server too.
-    within_s = max(WITHIN_S, 3 * await median_s())
     call = running.llm.Generate(order("compute 60"))
     for _ in range(2):
         await call.read()
     medians: list[float] = []
-    while min(medians, default=within_s) >= within_s and len(medians) < 10:
+    # Others use this machine as well: the quietest window tells what a scrape takes.
+    while min(medians, default=WITHIN_S) >= WITHIN_S and len(medians) < 10:
         medians.append(await median_s())
     call.cancel()
-    assert min(medians) < within_s, medians
+    assert min(medians) < WITHIN_S, medians
 
 
 async def test_a_flood_of_distinct_strings_makes_no_series(running: Any) -> None:
@@ -105,7 +104,9 @@ async def test_a_flood_of_distinct_strings_makes_no_series(running: Any) -> None
     await flood(0, 8)
     _, before = await asyncio.to_thread(scrape, running.server)
     await flood(8, 400)
-    _, after = await asyncio.to_thread(scrape, running.server)
+    seconds, after = await asyncio.to_thread(scrape, running.server)
+    again, _ = await asyncio.to_thread(scrape, running.server)
+    assert min(seconds, again) < 1
     assert after.keys() == before.keys()
     assert "client-" not in str(after)
 
