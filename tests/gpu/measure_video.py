@@ -24,6 +24,7 @@ from halfreel.video.v1 import video_pb2, video_pb2_grpc
 
 _SAMPLE_S = 0.01
 _LOADED_WITHIN_S = 300.0
+_FUSED_WITHIN_S = 120.0
 
 
 class DeviceWatch(threading.Thread):
@@ -63,6 +64,7 @@ def start_server(arguments: argparse.Namespace, folder: Path) -> tuple[subproces
         "--port": 0,
         "--metrics-port": 0,
         "--port-file": port_file,
+        "--fuse-blocks": str(arguments.fuse_blocks).lower(),
     }
     command = [sys.executable, "-m", "halfreel_video", *(str(part) for flag in flags.items() for part in flag)]
     server = subprocess.Popen(command, env=environment)
@@ -99,6 +101,17 @@ def generate(stub: Any, request: Any) -> tuple[Any, str, list[float]]:
     return event.completed, digest.hexdigest(), steps
 
 
+def wait_fused(stub: Any) -> float:
+    """Renders small clips until the server runs fused blocks; returns the seconds that took."""
+    began = time.monotonic()
+    request = video_pb2.GenerateRequest(prompt="warm", width_px=256, height_px=256, frame_count=2, step_count=1, seed=1)
+    while not generate(stub, request)[0].levers.compiled:
+        if time.monotonic() - began > _FUSED_WITHIN_S:
+            sys.exit("the server runs no fused blocks; its log is above")
+        time.sleep(1)
+    return time.monotonic() - began
+
+
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Renders the clip twice, and gathers the figures."""
     on_gpu = arguments.device != "cpu"
@@ -113,6 +126,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
                 stub = video_pb2_grpc.VideoServiceStub(channel)
                 model = wait_loaded(server, stub)
                 loaded_s = time.monotonic() - began
+                fused_s = wait_fused(stub) if arguments.fuse_blocks else None
                 request = video_pb2.GenerateRequest(
                     prompt="a red circle over a blue sky",
                     width_px=arguments.width_px,
@@ -135,6 +149,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "parameter_count": model.parameter_count,
         "weight_bytes": model.weight_bytes,
         "loaded_s": round(loaded_s, 2),
+        "fused_s": fused_s,
+        "fused": completed.levers.compiled,
         "generate_s": completed.generate_duration.ToTimedelta().total_seconds(),
         "step_s": [round(seconds, 4) for seconds in steps],
         "phases": {
@@ -166,6 +182,7 @@ def main() -> None:
     parser.add_argument("--height-px", type=int, default=576)
     parser.add_argument("--frame-count", type=int, default=25)
     parser.add_argument("--step-count", type=int, default=5)
+    parser.add_argument("--fuse-blocks", action="store_true", help="by the server's own kernels, once they are tried")
     print(json.dumps(measure(parser.parse_args())))
 
 

@@ -51,3 +51,12 @@ def test_a_clip_at_real_size_takes_the_memory_that_the_server_says(models: Path)
     assert figures["weight_bytes"] < figures["peak_allocated_bytes"] <= figures["peak_reserved_bytes"]
     assert figures["same_bytes_again"]
     assert figures["exit_code"] == 0
+
+
+def test_a_clip_by_fused_blocks_takes_the_memory_that_the_server_says(models: Path) -> None:
+    figures = run("measure_video.py", str(models), "--fuse-blocks")
+    assert figures["fused"]
+    said = figures["peak_reserved_bytes"] + figures["context_bytes"]
+    assert abs(said - figures["device_peak_bytes"]) <= 64 * MIB, figures
+    assert figures["same_bytes_again"]
+    assert figures["exit_code"] == 0
