@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import platform
 import re
 import subprocess
@@ -21,7 +20,6 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -29,15 +27,14 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from film_servers import ROOT, Server, make_models, serving
 from PIL import Image, ImageDraw
 from prometheus_client.parser import text_string_to_metric_families
 
 from halfreel.gateway.v1 import gateway_pb2 as pb
 from halfreel.gateway.v1 import gateway_pb2_grpc
 
-ROOT = Path(__file__).resolve().parent.parent
 SAMPLE_S = 0.2
-STARTED_WITHIN_S = 300.0
 GIB = 2**30
 KINDS = {pb.SERVER_KIND_LLM: "llm", pb.SERVER_KIND_VIDEO: "video"}
 SCRAPED = {
@@ -45,25 +42,6 @@ SCRAPED = {
     "halfreel_gpu_memory_used_bytes": "scraped_used_bytes",
     "halfreel_gpu_utilization_ratio": "utilization_ratio",
 }
-
-
-@dataclass
-class Server:
-    """One server process."""
-
-    name: str
-    process: subprocess.Popen[bytes]
-    port_file: Path
-
-    def ports(self) -> dict[str, int]:
-        """What it listens on, once it does."""
-        deadline = time.monotonic() + STARTED_WITHIN_S
-        while not self.port_file.exists():
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                sys.exit(f"{self.name} did not start; its log is above")
-            time.sleep(0.1)
-        ports: dict[str, int] = json.loads(self.port_file.read_text())
-        return ports
 
 
 @dataclass
@@ -77,35 +55,6 @@ class Samples:
     def now_s(self) -> float:
         """Seconds since the samples began."""
         return round(time.monotonic() - self.began, 3)
-
-
-@contextlib.contextmanager
-def serving(arguments: argparse.Namespace, models: Path, folder: Path) -> Iterator[dict[str, Server]]:
-    """The three servers, until the block ends."""
-    servers: dict[str, Server] = {}
-
-    def start(name: str, **settings: object) -> Server:
-        port_file = folder / f"{name}.json"
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("HALFREEL_")}
-        settings = {"port": 0, "metrics_port": 0, "port_file": port_file, "log_level": "warning", **settings}
-        environment |= {f"HALFREEL_{name}_{key}".upper(): str(value) for key, value in settings.items()}
-        process = subprocess.Popen([sys.executable, "-m", f"halfreel_{name}"], env=environment)
-        servers[name] = Server(name, process, port_file)
-        return servers[name]
-
-    try:
-        start("llm", model=models / "chatglm3", device=arguments.llm_device)
-        video = {"model": models / "svd" / "svd-xt", "keyframe_model": models / "svd" / "sd-turbo"}
-        start("video", **video, device=arguments.video_device, stall_s=600)
-        addresses = {f"{name}_addresses": f"127.0.0.1:{servers[name].ports()['port']}" for name in ("llm", "video")}
-        start("gateway", **addresses, data_dir=folder / "data")
-        servers["gateway"].ports()
-        yield servers
-    finally:
-        for server in reversed(servers.values()):
-            server.process.terminate()
-        for server in servers.values():
-            server.process.wait(90)
 
 
 def scrape(server: Server) -> dict[str, dict[str, float]]:
@@ -243,19 +192,6 @@ def draw(samples: Samples, path: Path) -> None:
     picture.save(path)
 
 
-def make_models(arguments: argparse.Namespace, folder: Path) -> None:
-    """Writes both models, unless they are there."""
-    makers = ROOT / "tests" / "gpu"
-    size = ["--size", "tiny"] if arguments.tiny else []
-    if not (folder / "svd").exists():
-        command = [makers / "make_svd_xt.py", folder / "svd", *size, "--device", arguments.video_device]
-        subprocess.run([sys.executable, *map(str, command)], check=True, stdout=sys.stderr)
-    if not (folder / "chatglm3").exists():
-        tiny = ["--tiny"] if arguments.tiny else []
-        command = [makers / "make_chatglm3.py", folder / "chatglm3", *tiny, "--device", arguments.llm_device]
-        subprocess.run([sys.executable, *map(str, command)], check=True, stdout=sys.stderr)
-
-
 def main() -> None:
     """Runs it, and prints one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -271,9 +207,11 @@ def main() -> None:
         folder = Path(scratch)
         models = arguments.models or folder / "models"
         models.mkdir(parents=True, exist_ok=True)
-        make_models(arguments, models)
+        devices = {"llm": arguments.llm_device, "video": arguments.video_device}
+        make_models(models, tiny=arguments.tiny, llm_device=devices["llm"], video_device=devices["video"])
         began = time.monotonic()
-        with serving(arguments, models, folder) as servers:
+        settings = {"llm": {"device": devices["llm"]}, "video": {"device": devices["video"], "stall_s": 600}}
+        with serving(models, folder, settings) as servers:
             loaded_s = time.monotonic() - began
             film, samples = make_film(arguments, servers)
     found = figures(film, samples, loaded_s)
