@@ -65,11 +65,11 @@ class Cap:
 
 # One script is written at a time, and the longest has some 1,200 tokens. A server's budget leaves the other one's CUDA
 # context, which a sleeping server keeps, 0.7 GiB on an H200; at 16 GiB both leave as much more as the target asks for.
-_SCRIPT = {"slot_count": 1, "context_token_count": 2048}
+_SCRIPT = {"slot_count": 1, "context_token_count": 1536}
 CAPS = {
     16: Cap(
         int(15.5 * GIB),
-        {**_SCRIPT, "precision": "fp16", "memory_budget": "12.8GiB"},
+        {**_SCRIPT, "precision": "fp16", "memory_budget": "13.2GiB"},
         {"memory_profile": "auto", "memory_budget": "12.6GiB"},
     ),
     12: Cap(
@@ -181,7 +181,7 @@ class Bench:
         with tempfile.TemporaryDirectory() as scratch, record.sampling():
             folder = Path(scratch)
             shared = {**device, "turns_dir": folder / "turns"}
-            settings = {
+            settings: dict[str, dict[str, object]] = {
                 "llm": {**shared, **cap.llm},
                 "video": {**shared, **cap.video, "stall_s": 120},
                 "gateway": {"log_level": "info"},
@@ -208,12 +208,12 @@ class Bench:
     def _film(self, size: int, servers: dict[str, Server], record: Record) -> dict[str, Any]:
         record.pids = [servers[name].process.pid for name in ("llm", "video")]
         record.mark("film", "servers listen")
-        for name in ("llm", "video"):
-            servers[name].wait_ready(READY_WITHIN_S)
-        record.mark("film", "ready")
         with grpc.insecure_channel(f"127.0.0.1:{servers['gateway'].ports(30)['port']}") as channel:
             stub = gateway_pb2_grpc.GatewayServiceStub(channel)
             with record.asking(stub):
+                for name in ("llm", "video"):
+                    servers[name].wait_ready(READY_WITHIN_S)
+                record.mark("film", "ready")
                 settings = film_settings(tiny=self.tiny, step_count=self.step_count)
                 return film_figures(make_film(stub, size, settings, record))
 

@@ -54,7 +54,7 @@ def _panel(pen: ImageDraw.ImageDraw, record: Record, top: int) -> None:
         pen.line((x(at_s), top, x(at_s), top + HEIGHT), fill="#bbbbbb")
         anchor = "ra" if at_s > 0.9 * end_s else "la"
         beside = -3 if anchor == "ra" else 3
-        pen.text((x(at_s) + beside, top + 2 + 13 * (place % 14)), text, "#666666", None, anchor, font_size=12)
+        pen.text((x(at_s) + beside, top + 20 + 13 * (place % 14)), text, "#666666", None, anchor, font_size=12)
     for at_s, kind, _ in record.marks:
         if kind == "stage":
             pen.line((x(at_s), top + HEIGHT - 5, x(at_s), top + HEIGHT), fill="#888888")
