@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     from halfreel_video.counting import RUNGS
     from halfreel_video.events import Event
     from halfreel_video.folder import is_text_to_video
-    from halfreel_video.model import load_model, warm_up
+    from halfreel_video.model import find_parallel_devices, load_model, warm_up
     from halfreel_video.service import VideoService
     from halfreel_video.sleeping import SleepingVideo, guessed_bytes
     from halfreel_video.spare_time import SpareTime
@@ -64,6 +64,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     torch.backends.cudnn.deterministic = True  # the same seed gives the same bytes
     with clear_errors():
         device = find_device(settings.device)
+        parallel_devices = find_parallel_devices(settings, device)
         limit = MemoryLimit.of(settings, device)
     limit.enforce()
     warn = MemoryLimits(settings.warn_threshold_ratio, limit.min_free_bytes)
@@ -101,7 +102,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     def prepare() -> None:
         give_way(device)
         with memory.phase("load"):
-            model = load_model(settings, device, limit.allocator_bytes(memory.report()))
+            model = load_model(settings, device, limit.allocator_bytes(memory.report()), parallel_devices)
         video.model_loaded(model)
         warm_up(model, video.usual_levers())
         memory.clear()

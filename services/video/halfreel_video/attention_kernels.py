@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -34,6 +35,7 @@ FEW_KEYS = 64  # a clip has fewer frames at once, and its pictures more cells
 SHAPES = {"spatial": (50, 5, 9216, 64), "temporal": (18432, 5, 25, 64)}
 # Another kernel than PyTorch's own choice must be so much faster: noise decides nothing.
 _GAIN = 0.95
+_kernels = threading.Lock()
 _TOLERANCE = 2e-2  # of the result's length, in half precision
 
 
@@ -51,7 +53,8 @@ class ChosenAttention:
         """As the processors of diffusers."""
         few = hidden_states.shape[1] <= FEW_KEYS
         order = self._orders.get("temporal" if few else "spatial")
-        with contextlib.nullcontext() if order is None else sdpa_kernel(order, set_priority=True):
+        # Which kernels there are is the whole process's: threads that tell several devices take turns.
+        with _kernels, contextlib.nullcontext() if order is None else sdpa_kernel(order, set_priority=True):
             result: torch.Tensor = self._plain(attn, hidden_states, encoder_hidden_states, **named)
         return result
 

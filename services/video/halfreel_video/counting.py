@@ -18,7 +18,7 @@ from halfreel_video.events import ClipDone
 from halfreel_video.levers import Levers
 
 # What the ladder gives up to go on when memory runs out.
-RUNGS = ("decode_chunk", "unet_off", "decode_on_cpu", *(lever.name for lever in fields(Levers)))
+RUNGS = ("decode_chunk", "unet_off", "decode_on_cpu", "replica_off", *(lever.name for lever in fields(Levers)))
 
 
 @contextmanager

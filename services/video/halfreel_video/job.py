@@ -31,9 +31,11 @@ from halfreel_video.ladder import Ladder
 from halfreel_video.layout import IMAGE_ENCODER, KEYFRAME, UNET, VAE
 from halfreel_video.model import VideoModel
 from halfreel_video.mp4 import Mp4Writer
+from halfreel_video.parallel_decode import decode_chunks
 from halfreel_video.picture import encode_picture
+from halfreel_video.predictor import Conditioning
 from halfreel_video.shortage import is_shortage, shortage_error
-from halfreel_video.svd import Conditioning, Denoising, NanDetected, decode_chunk, embed, encode
+from halfreel_video.svd import Denoising, NanDetected, embed, encode
 
 T = TypeVar("T")
 
@@ -95,6 +97,8 @@ class ClipJob:
                 levers = self._layout.take(self._clip.levers)
                 self._persistent(self._layout.bring_all, self._ladder.offload)
                 mp4 = yield from self._render(token)
+                if any(each.problem for each in self._layout.replicas):
+                    self._ladder.rungs.append("replica_off")
             except Exception as error:
                 if not is_shortage(error):
                     raise
@@ -207,6 +211,7 @@ class ClipJob:
     def _step(self, denoising: Denoising) -> torch.Tensor | None:
         self._layout.use(UNET)
         denoising.split_guidance = self._layout.levers.split_guidance
+        denoising.replica = next(iter(self._layout.parallel()), None)  # there are two halves, however many devices
         return self._finite(denoising.advance, UNET, denoising.use_dtype)
 
     def _decode(
@@ -225,10 +230,11 @@ class ClipJob:
                 while done < latents.shape[1]:
 
                     def decode_next() -> NDArray[np.uint8]:
-                        chunk = latents[:, done : done + ladder.decode_chunk_frame_count]  # noqa: B023  # called at once
+                        left = latents[:, done:]  # noqa: B023  # called at once
                         self._layout.use(VAE)
                         self._layout.release_cached()  # or a chunk would take more than the first
-                        return self._finite(lambda: decode_chunk(svd, chunk), VAE)
+                        size = ladder.decode_chunk_frame_count
+                        return self._finite(lambda: decode_chunks(svd, left, size, self._layout.parallel()), VAE)
 
                     chunk = self._persistent(decode_next, ladder.lower_decode)
                     # A later part's first frame is the picture it started from, which is there already.

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from halfreel_video.feed_forward import FeedForwardChunks
 from halfreel_video.fused import kernels_for
 from halfreel_video.fused_blocks import FusedBlocks
 from halfreel_video.levers import SDPA, Levers
+from halfreel_video.replica import Replica
 from halfreel_video.streaming import WeightStream, unet_blocks
 from halfreel_video.weights import FlatWeights
 
@@ -28,11 +31,20 @@ class Layout:
     """Both models on one device, laid out as the levers of the running clip say."""
 
     def __init__(
-        self, svd: Any, keyframe: Any, device: torch.device, dtype: torch.dtype, *, choose_kernels: bool = False
+        self,
+        svd: Any,
+        keyframe: Any,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        choose_kernels: bool = False,
+        parallel_devices: Sequence[torch.device] = (),
     ) -> None:
         """Takes both pipelines as they were loaded, on the device or, where that has no room for all, on the host.
 
-        With `choose_kernels`, PyTorch's attention kernels are timed, and the fastest used.
+        With `choose_kernels`, PyTorch's attention kernels are timed, and the fastest used. On each of
+        `parallel_devices`, which are of the same make, a replica denoises and decodes beside the device; it is loaded
+        by `bring_all`.
         """
         self.device, self.dtype = device, dtype
         self._unet = svd.unet
@@ -60,6 +72,8 @@ class Layout:
         self._feed_forward = FeedForwardChunks(svd.unet)
         self.attention = Attention(svd.unet, device, dtype, choose_kernels=choose_kernels)
         self.fused = FusedBlocks(svd, lambda: kernels_for(device))
+        self.replicas = [Replica(svd, each, self.attention.kernels) for each in parallel_devices]
+        self._with_replicas = False
         self._levers = Levers()
         self.changed: set[str] = set()  # parts in another arithmetic than they were loaded in
 
@@ -99,7 +113,10 @@ class Layout:
         self._feed_forward.count = levers.feed_forward_chunk_count
         plain = backend == SDPA and levers.feed_forward_chunk_count == 1
         compiled = self.fused.use(levers.compiled and plain)
-        self._levers = Levers(**{**vars(levers), "attention_backend": backend, "compiled": compiled})
+        # With replicas the halves of guidance are two runs always, so that bytes don't depend on where they run.
+        split = levers.split_guidance or bool(self.replicas)
+        self._with_replicas = plain and not (levers.offload_idle_parts or levers.stream_weights)
+        self._levers = replace(levers, attention_backend=backend, compiled=compiled, split_guidance=split)
         if not levers.stream_weights:
             self._end_stream()
         return self._levers
@@ -113,6 +130,15 @@ class Layout:
         if not self._levers.offload_idle_parts:
             for name in self._weights:
                 self._bring(name)
+            for replica in self.replicas:
+                replica.load()
+
+    def parallel(self) -> list[Replica]:
+        """The replicas that compute as this device does now; none where weights move or are in another arithmetic."""
+        if not self._with_replicas:
+            return []
+        compiled = self._levers.compiled
+        return [each for each in self.replicas if each.usable and each.fused.use(compiled) == compiled]
 
     def check_next(self) -> bool:
         """Tries a piece more of the fused blocks, where both parts are on the device as they were loaded.
@@ -163,8 +189,10 @@ class Layout:
         self.release_cached()
 
     def park_all(self) -> None:
-        """Takes everything off the device."""
+        """Takes everything off all devices."""
         self.park(*self._weights)
+        for replica in self.replicas:
+            replica.drop()
 
     def upcast(self, name: str) -> torch.dtype:
         """Switches a part that is on the device to more precise arithmetic, until `restore`.
@@ -176,6 +204,7 @@ class Layout:
             torch.OutOfMemoryError: not even BF16 fits; the part is at home.
         """
         self.park(name)
+        self._with_replicas = False
         self.fused.use(False)  # tried in the arithmetic that the parts were loaded in
         with contextlib.suppress(torch.OutOfMemoryError):
             self._move(name, torch.float32)
@@ -186,6 +215,7 @@ class Layout:
     def to_cpu(self, name: str) -> None:
         """Has a part computed by the host in FP32, until `restore`: slow, and it needs nothing of the device."""
         self.park(name)
+        self._with_replicas = False
         self.fused.use(False)
         self.changed.add(name)
         for module in self._modules[name]:

@@ -19,7 +19,8 @@ from halfreel_video.keyframe import draw_keyframe
 from halfreel_video.layout import IMAGE_ENCODER, KEYFRAME, UNET, VAE
 from halfreel_video.levers import Levers
 from halfreel_video.model import VideoModel
-from halfreel_video.svd import Conditioning, Denoising, decode_chunk, embed, encode
+from halfreel_video.predictor import Conditioning
+from halfreel_video.svd import Denoising, decode_chunk, embed, encode
 
 
 @dataclass

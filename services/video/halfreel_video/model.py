@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
-from halfreel_runtime.device import Device
+from halfreel_runtime.device import Device, find_device
+from halfreel_runtime.errors import InvalidArgument
 from halfreel_runtime.plan import Profile
 from halfreel_video.architecture import Architecture
 from halfreel_video.clip import ClipRequest
 from halfreel_video.coefficients import shipped, shipped_architecture
 from halfreel_video.estimate import Estimate
-from halfreel_video.folder import KEYFRAME, SVD, ModelFolder, open_folder, refused
+from halfreel_video.folder import KEYFRAME, SVD, ModelFolder, is_text_to_video, open_folder, refused
 from halfreel_video.keyframe import draw_keyframe
 from halfreel_video.keyframe_defaults import KeyframeDefaults
 from halfreel_video.layout import IMAGE_ENCODER, UNET, VAE, Layout
@@ -25,7 +28,7 @@ from halfreel_video.planner import DEFAULT_DECODE_CHUNK, Wish
 from halfreel_video.preview import LatentColours
 from halfreel_video.pulse import Pulse
 from halfreel_video.settings import VideoSettings
-from halfreel_video.svd import Denoising, decode, embed, encode
+from halfreel_video.svd import Denoising, decode, decode_chunk, embed, encode
 
 _WARM_UP_SIDE_PX = 128
 
@@ -86,13 +89,42 @@ class VideoModel:
         return str(self.dtype).removeprefix("torch.")
 
 
-def load_model(settings: VideoSettings, device: Device, room_bytes: int = sys.maxsize) -> VideoModel:
+def find_parallel_devices(settings: VideoSettings, device: Device) -> list[Device]:
+    """The devices that compute beside the first one.
+
+    Raises:
+        InvalidArgument: one is named twice, is of another make, or the model is no image-to-video model.
+        FailedPrecondition: this machine has no such device.
+    """
+    if settings.parallel_devices and is_text_to_video(settings.model):
+        raise InvalidArgument("parallel_devices is for image-to-video models; leave it empty.")
+    found: list[Device] = []
+    for name in settings.parallel_devices:
+        other = find_device(name)
+        if other in (device, *found):
+            raise InvalidArgument(f"parallel_devices names {name}, which computes already; name every device once.")
+        if other.name != device.name:
+            # Rounding would depend on which of them is free, and the slower one would decide the pace.
+            raise InvalidArgument(
+                f"parallel_devices names {name}, a {other.name}, beside a {device.name}; all must be of one make."
+            )
+        found.append(other)
+    return found
+
+
+def load_model(
+    settings: VideoSettings,
+    device: Device,
+    room_bytes: int = sys.maxsize,
+    parallel_devices: Sequence[Device] = (),
+) -> VideoModel:
     """Loads both models.
 
     Args:
         settings: what the server was told.
         device: what the models run on.
         room_bytes: what the server may take of it, without the context.
+        parallel_devices: others of the same make that compute beside it.
 
     Raises:
         NotFound: MODEL_NOT_FOUND.
@@ -113,7 +145,14 @@ def load_model(settings: VideoSettings, device: Device, room_bytes: int = sys.ma
             raise refused(
                 folder.model_id, f"its vae scales by {pipeline.vae_scale_factor}; sizes here are multiples of 8"
             )
-    layout = Layout(svd, keyframe, torch_device, dtype, choose_kernels=settings.fuse_blocks)
+    layout = Layout(
+        svd,
+        keyframe,
+        torch_device,
+        dtype,
+        choose_kernels=settings.fuse_blocks,
+        parallel_devices=[torch.device(each.torch_name) for each in parallel_devices],
+    )
     if settings.memory_profile == "saver":
         layout.park_all()
     keyframe_defaults = KeyframeDefaults.of(keyframe_folder, keyframe)
@@ -128,7 +167,7 @@ def load_model(settings: VideoSettings, device: Device, room_bytes: int = sys.ma
         defaults=ClipDefaults.of(svd_folder, clip_frame_count),
         keyframe_defaults=keyframe_defaults,
         colours=LatentColours(svd),
-        pulse=Pulse(svd, keyframe),
+        pulse=Pulse(svd, keyframe, *layout.replicas),
         weights=weight_figures(svd, keyframe),
         layout=layout,
         architecture=Architecture.of(svd, keyframe, layout.blocks, keyframe_defaults),
@@ -183,7 +222,10 @@ def warm_up(model: VideoModel, levers: Levers) -> None:
     conditioning = encode(model.svd, picture, clip, clip.frame_count, generator, embeddings)
     layout.use(UNET)
     denoising = Denoising(model.svd, conditioning, clip, generator)
+    denoising.replica = next(iter(layout.parallel()), None)
     denoising.step()
     layout.use(VAE)
     for _ in decode(model.svd, denoising.latents, levers.decode_chunk_frame_count):
         pass
+    for replica in layout.parallel():
+        replica.start(partial(decode_chunk, replica, denoising.latents.to(replica.device))).result()

@@ -75,7 +75,7 @@ class VideoService(video_pb2_grpc.VideoServiceServicer):
     def check_next(self) -> bool:
         """Tries a piece more of the fused blocks, in the engine's thread; tells whether there is more to be done."""
         model, _, _ = self._loaded()
-        if model.layout.check_next():
+        if model.layout.check_next() or any(each.check_next() for each in model.layout.replicas):
             return True
         self.tell_levers()
         return False

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from halfreel_runtime.settings import ModelServerSettings
+from halfreel_runtime.settings import CommaList, ModelServerSettings
 
 SERVICE = "video"
 
@@ -37,6 +37,12 @@ class VideoSettings(ModelServerSettings):
         description="Whether clips that have room to spare run an image-to-video model's blocks by kernels of our own, "
         "in fewer passes over memory, once these were tried in spare moments; and whether attention kernels are chosen "
         "by a stopwatch at the start. On an H200 a step took 374 instead of 590 ms.",
+    )
+    parallel_devices: CommaList = Field(
+        (),
+        description="Further GPUs of the same make, as `device` names one, on which each clip of an image-to-video "
+        "model is computed beside it: the halves of guidance on two devices, chunks of frames on all. Guidance then "
+        "has the bytes of the lever split_guidance.",
     )
     max_width_px: int = Field(
         0, ge=0, le=2048, description="Widest clip; 0 takes four times the model's own width, 2048 at most."

@@ -60,6 +60,8 @@ class SleepingVideo:
         """Takes both off the device."""
         if self._file is not None:
             self._file.sleep()
+            for replica in self._layout.replicas:
+                replica.drop()
             return
         self._left_bytes = self._layout.device_bytes()
         self._layout.park_all()
@@ -71,6 +73,8 @@ class SleepingVideo:
         """
         if self._file is not None:
             self._file.wake()
+            for replica in self._layout.replicas:
+                replica.load()
             return
         try:
             self._layout.bring_all()

@@ -20,25 +20,15 @@ from PIL import Image
 
 from halfreel_runtime.errors import Internal
 from halfreel_video.clip import ClipRequest
-from halfreel_video.lean_unet import Kept, make_lean
-from halfreel_video.trades import PARTIAL_GUIDANCE, REUSE_FEATURES
+from halfreel_video.lean_unet import make_lean
+from halfreel_video.predictor import Conditioning, Predictor
+from halfreel_video.remote_half import RemoteHalf
+from halfreel_video.replica import Replica
+from halfreel_video.trades import PARTIAL_GUIDANCE
 
 NOISE_AUGMENTATION = 0.02  # noise on the first picture; diffusers' default, which SVD was trained around
+_WITHOUT_PICTURE, _WITH_PICTURE = slice(0, 1), slice(1, 2)  # the halves of guidance
 MIN_GUIDANCE_SCALE = 1.0  # of the first frame; grows to the request's scale at the last
-
-
-@dataclass(frozen=True)
-class Conditioning:
-    """What a clip starts from.
-
-    With guidance the first dimension is 2 (without and with the picture), otherwise 1: `image_embeddings`
-    (1 or 2, 1, embedding), `image_latents` (1 or 2, frames, 4, height / 8, width / 8), `added_time_ids` (1 or 2, 3).
-    """
-
-    image_embeddings: torch.Tensor
-    image_latents: torch.Tensor
-    added_time_ids: torch.Tensor
-    guided: bool
 
 
 class NanDetected(Internal):
@@ -120,7 +110,7 @@ class Denoising:
             generator: the one that `encode` drew from; the order of the draws decides the clip.
         """
         make_lean(pipeline.unet)
-        self._unet = pipeline.unet
+        self._predictor = Predictor(pipeline.unet, conditioning, clip.trades)
         self._conditioning = conditioning
         self._scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
         device = conditioning.image_embeddings.device
@@ -137,9 +127,11 @@ class Denoising:
         self._index = 0
         self._on_gpu = device.type == "cuda"
         self._trades = clip.trades
-        self._kept: dict[str, Kept] = {}
+        self._unet = pipeline.unet
+        self._remote: RemoteHalf | None = None
         self._under_way: list[_UnderWay] = []
         self.split_guidance = clip.levers.split_guidance
+        self.replica: Replica | None = None  # computes the half without the picture, beside the other one
         self.ahead_count = 1 if self._on_gpu else 0
 
     @property
@@ -195,15 +187,10 @@ class Denoising:
 
     def use_dtype(self, dtype: torch.dtype) -> None:
         """Goes on in another arithmetic, to which the UNet has been switched."""
-        given = self._conditioning
-        self._conditioning = Conditioning(
-            given.image_embeddings.to(dtype),
-            given.image_latents.to(dtype),
-            given.added_time_ids.to(dtype),
-            given.guided,
-        )
+        self._conditioning = self._conditioning.to(dtype)
+        self._predictor = Predictor(self._unet, self._conditioning, self._trades)
+        self.replica = self._remote = None  # which is in the arithmetic before
         self._latents, self._guidance_scale = self._latents.to(dtype), self._guidance_scale.to(dtype)
-        self._kept.clear()
 
     def _begin(self) -> None:
         """Tells the device to do a step."""
@@ -240,36 +227,41 @@ class Denoising:
 
     def _noise(self, timestep: torch.Tensor) -> torch.Tensor:
         """The noise in the latents as the UNet sees it, both halves of guidance joined."""
+        scaled = self._scheduler.scale_model_input(self._latents, timestep)
         if not self._conditioning.guided:
-            return self._predict(self._latents, timestep, slice(None))
+            return self._predict(scaled, timestep, slice(None))
         if PARTIAL_GUIDANCE.rests(self._trades, self._index, self.step_count):
-            return self._predict(self._latents, timestep, slice(1, 2))
-        if self.split_guidance:
-            without = self._predict(self._latents, timestep, slice(0, 1))
-            with_picture = self._predict(self._latents, timestep, slice(1, 2))
+            return self._predict(scaled, timestep, _WITH_PICTURE)
+        if self.replica is not None and self.replica.usable:
+            without, with_picture = self._side_by_side(scaled, timestep, self.replica)
+        elif self.split_guidance:
+            without = self._predict(scaled, timestep, _WITHOUT_PICTURE)
+            with_picture = self._predict(scaled, timestep, _WITH_PICTURE)
         else:
-            both = self._predict(torch.cat([self._latents] * 2), timestep, slice(None))
+            both = self._predict(torch.cat([scaled] * 2), timestep, slice(None))
             without, with_picture = both.chunk(2)
         return without + self._guidance_scale * (with_picture - without)
 
-    def _predict(self, latents: torch.Tensor, timestep: torch.Tensor, halves: slice) -> torch.Tensor:
-        given = self._conditioning
-        scaled = self._scheduler.scale_model_input(latents, timestep)
-        kept = self._kept.setdefault(str(halves), Kept(keeps_deep=REUSE_FEATURES.name in self._trades))
-        # Of the step before alone: where guidance begins or ends, these halves may not have run for long.
-        reuse = REUSE_FEATURES.reuses(self._trades, self._index) and kept.deep_index == self._index - 1
-        noise: torch.Tensor = self._unet(
-            torch.cat([scaled, given.image_latents[halves]], dim=2),
-            timestep,
-            encoder_hidden_states=given.image_embeddings[halves],
-            added_time_ids=given.added_time_ids[halves],
-            return_dict=False,
-            kept=kept,
-            reuse_deep=reuse,
-        )[0]
-        if not reuse:
-            kept.deep_index = self._index
-        return noise
+    def _side_by_side(
+        self, scaled: torch.Tensor, timestep: torch.Tensor, replica: Replica
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both halves, one by a replica; where that fails, this device goes on alone, with the same numbers."""
+        remote = self._remote
+        if remote is None or remote.replica is not replica:
+            remote = self._remote = RemoteHalf(replica, self._conditioning, _WITHOUT_PICTURE, self._trades)
+        remote.start(scaled, timestep, self._index)
+        try:
+            with_picture = self._predict(scaled, timestep, _WITH_PICTURE)
+        except BaseException:
+            remote.wait()
+            raise
+        without = remote.finish(scaled.device)
+        if without is None:
+            without = self._predict(scaled, timestep, _WITHOUT_PICTURE)
+        return without, with_picture
+
+    def _predict(self, scaled: torch.Tensor, timestep: torch.Tensor, halves: slice) -> torch.Tensor:
+        return self._predictor.predict(scaled, timestep, halves, self._index)
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]  # torch is not typed to mypy
