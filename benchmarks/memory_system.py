@@ -18,6 +18,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -211,8 +212,9 @@ class Bench:
         with grpc.insecure_channel(f"127.0.0.1:{servers['gateway'].ports(30)['port']}") as channel:
             stub = gateway_pb2_grpc.GatewayServiceStub(channel)
             with record.asking(stub):
+                deadline = time.monotonic() + READY_WITHIN_S
                 for name in ("llm", "video"):
-                    servers[name].wait_ready(READY_WITHIN_S)
+                    servers[name].wait_ready(deadline - time.monotonic())
                 record.mark("film", "ready")
                 settings = film_settings(tiny=self.tiny, step_count=self.step_count)
                 return film_figures(make_film(stub, size, settings, record))
@@ -298,6 +300,7 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="write result, log and plot into benchmarks/results")
     arguments = parser.parse_args()
     sizes = [int(size) for size in arguments.caps.split(",")]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no child outlives a run that is cut short
     began = time.monotonic()
     found: dict[int, dict[str, Any]] = {}
     records: list[Record] = []

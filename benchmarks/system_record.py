@@ -45,7 +45,7 @@ class Record:
         self._began = time.monotonic()
         self._gpu = nvml.Gpu(gpu_uuid) if gpu_uuid else None
         self.pids: list[int] = []
-        self.baseline_bytes = self._used() if gpu_uuid else 0
+        self.baseline_bytes = (self._used() or 0) if gpu_uuid else 0
         self.samples: list[tuple[float, int]] = []
         self.marks: list[tuple[float, str, str]] = []
         self.states: list[dict[str, Any]] = []
@@ -143,15 +143,13 @@ class Record:
         return None if peak is None else round(peak / GIB, 3)
 
     def _sample(self) -> None:
-        used = self._used()
-        self.samples.append((self.now_s(), used - self.baseline_bytes))
+        if (used := self._used()) is not None:
+            self.samples.append((self.now_s(), used - self.baseline_bytes))
 
-    def _used(self) -> int:
+    def _used(self) -> int | None:
         if self._gpu is not None:
             memory = self._gpu.memory()
-            if memory is None:
-                raise RuntimeError("NVML does not tell the card's memory")
-            return memory.used
+            return None if memory is None else memory.used
         used = 0
         for pid in self.pids:
             with contextlib.suppress(psutil.Error):
