@@ -77,6 +77,8 @@ class MemoryMonitor:
         budget_bytes: the most this server may use; 0 for no budget.
         limits: when to warn that memory is short.
         source: where the numbers come from; None for the device's own.
+        other_devices: that replicas of the model are on; a report has their bytes now and their largest, no phases,
+            and no budget holds for them.
     """
 
     def __init__(
@@ -86,11 +88,13 @@ class MemoryMonitor:
         budget_bytes: int = 0,
         limits: MemoryLimits | None = None,
         source: MemorySource | None = None,
+        other_devices: Sequence[Device] = (),
     ) -> None:
         self._device = device
         self._budget_bytes = budget_bytes
         self._limits = limits if limits is not None else MemoryLimits()
         self._source = source if source is not None else _source_of(device)
+        self._others = [(each, _source_of(each)) for each in other_devices]
         self._lock = threading.Lock()  # held for reading counters, never for work
         self._process_peak = self._source.live()
         self._open: list[_OpenPhase] = []
@@ -138,6 +142,8 @@ class MemoryMonitor:
             yield
         finally:
             self._source.observe()
+            for _, source in self._others:
+                source.observe()
             with self._lock:
                 self._fold()
                 self._open.remove(entry)
@@ -228,6 +234,8 @@ class MemoryMonitor:
         report.host.process_peak_resident_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_UNIT
         device = report.devices.add()
         self._fill(device)
+        for other, source in self._others:
+            self._fill_other(report.devices.add(), other, source)
         if under_pressure(device, self._limits):
             more = [each for suggester in self._suggesters for each in suggester()]
             report.suggestions.extend(suggestions(device, report.model_state, more))
@@ -243,13 +251,14 @@ class MemoryMonitor:
             self._fold()
             live = self._source.live()
             self._process_peak = live
+            for _, source in self._others:
+                source.reset_window()
             self._recent.clear()
             for name, record in self._latest.items():
                 record.phases[name].peak = live
 
     def _fill(self, device: gpu_pb2.DeviceMemory) -> None:
-        device.gpu_uuid, device.device_name = self._device.gpu_uuid, self._device.name
-        device.device_kind = _DEVICE_KINDS[self._device.kind]
+        _name(device, self._device)
         device.budget_bytes = self._budget_bytes
         with self._lock:
             live, window = self._source.live(), self._source.window_peak()
@@ -262,14 +271,15 @@ class MemoryMonitor:
             now = {id(record): self._with_window(record, window) for record in self._latest.values()}
             device.phase_peaks.extend(now[id(record)].message(name) for name, record in self._latest.items())
             device.current_phase = self._open[-1].name if self._open else ""
-        device.allocated_bytes, device.reserved_bytes = live.allocated, live.reserved
-        self._source.fill(device)
-        own = device.reserved_bytes + device.context_bytes
-        if device.device_used_bytes:
-            device.other_processes_bytes = max(0, device.device_used_bytes - own)
-        rooms = [self._budget_bytes - own] if self._budget_bytes else []
-        rooms += [device.device_free_bytes] if device.device_used_bytes else []
-        device.headroom_bytes = max(0, min(rooms, default=0))
+        _fill_now(device, live, self._source)
+
+    def _fill_other(self, device: gpu_pb2.DeviceMemory, other: Device, source: MemorySource) -> None:
+        _name(device, other)
+        # Nobody else begins a window there, so that it is the process's.
+        device.process_peak.CopyFrom(source.window_peak().message())
+        with self._lock:
+            device.current_phase = self._open[-1].name if self._open else ""
+        _fill_now(device, source.live(), source)
 
     def _sample(self) -> None:
         """Adds to the history, and says in the log when memory gets short; from the sampler's thread."""
@@ -355,6 +365,23 @@ class MemoryMonitor:
                 "peak_reserved_bytes": record.peak.reserved,
             },
         )
+
+
+def _name(message: gpu_pb2.DeviceMemory, device: Device) -> None:
+    message.gpu_uuid, message.device_name = device.gpu_uuid, device.name
+    message.device_kind = _DEVICE_KINDS[device.kind]
+
+
+def _fill_now(device: gpu_pb2.DeviceMemory, live: Bytes, source: MemorySource) -> None:
+    """The present bytes, and what they leave of the budget, where the message has one, and of the device."""
+    device.allocated_bytes, device.reserved_bytes = live.allocated, live.reserved
+    source.fill(device)
+    own = device.reserved_bytes + device.context_bytes
+    if device.device_used_bytes:
+        device.other_processes_bytes = max(0, device.device_used_bytes - own)
+    rooms = [device.budget_bytes - own] if device.budget_bytes else []
+    rooms += [device.device_free_bytes] if device.device_used_bytes else []
+    device.headroom_bytes = max(0, min(rooms, default=0))
 
 
 def _source_of(device: Device) -> MemorySource:

@@ -38,8 +38,14 @@ class MemoryCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Reads counters alone; none of it waits for the GPU's queue."""
         report = self._memory.report()
+        families: dict[str, Metric] = {}  # each once, with the samples of all devices
         for device in report.devices:
-            yield from self._device(device)
+            for family in self._device(device):
+                if family.name in families:
+                    families[family.name].samples += family.samples
+                else:
+                    families[family.name] = family
+        yield from families.values()
         labels = {"service": self._service}
         host = report.host
         for name, text, value in (

@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
         limit = MemoryLimit.of(settings, device)
     limit.enforce()
     warn = MemoryLimits(settings.warn_threshold_ratio, limit.min_free_bytes)
-    memory = MemoryMonitor(device, budget_bytes=limit.budget_bytes, limits=warn)
+    memory = MemoryMonitor(device, budget_bytes=limit.budget_bytes, limits=warn, other_devices=parallel_devices)
     instruments = Instruments(SERVICE, rungs=RUNGS)
     with clear_errors():
         sleeper = Sleeper.of(
