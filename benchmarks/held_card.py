@@ -84,7 +84,7 @@ def hold() -> None:
         torch.cuda.empty_cache()
         wanted = int(line)
         free, _ = torch.cuda.mem_get_info(0)
-        while (size := (free - wanted) // _PIECE_BYTES * _PIECE_BYTES) > 0:
+        while (size := -(-(free - wanted) // _PIECE_BYTES) * _PIECE_BYTES) > 0:
             held.append(torch.empty(size, dtype=torch.uint8, device="cuda:0"))
             free, _ = torch.cuda.mem_get_info(0)
         say(free_bytes=free, held_bytes=sum(each.numel() for each in held))
