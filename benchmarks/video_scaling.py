@@ -54,10 +54,11 @@ class Recorder(FrameWriter):
         super().add(frame)
 
 
-def render(rig: Rig, step_count: int, **levers: Any) -> dict[str, Any]:
+def render(rig: Rig, step_count: int, *, guided: bool = True, **levers: Any) -> dict[str, Any]:
     """One clip by the server's own job: what it took, its frames and its checksum."""
     clip = rig.clip(
         step_count=step_count,
+        guidance_scale=3.0 if guided else 1.0,
         image=picture(rig),
         levers=Levers(compiled=rig.model.layout.fused.ready, **levers),
     )
@@ -110,24 +111,60 @@ def fused(rig: Rig) -> None:
     )
 
 
-def pair(rig: Rig, deadline_s: float) -> dict[str, Any]:
-    """One clip on one GPU and on all of them."""
+def pair(rig: Rig, figures: dict[str, Any], deadline_s: float) -> None:
+    """One clip on all GPUs and on one; what is known is in `figures`, also where time runs out."""
     layout, steps = rig.model.layout, 3 if rig.tiny else 25
-    others = (
-        [torch.device("cpu")] if rig.tiny else [torch.device("cuda", n) for n in range(1, torch.cuda.device_count())]
-    )
+    others = [torch.device("cuda", number) for number in range(1, torch.cuda.device_count())]
+    if rig.tiny:
+        others = [torch.device("cpu")]
+    figures["device_count"] = 1 + len(others)
     fused(rig)
+    found: list[dict[str, Any]] = []
+    short = None
+    if others:
+        add_replicas(rig, others)
+        told("all, warm-up", render(rig, 2))
+        short = render(rig, 2)
+        told("all, 2 steps", short)
+        found.append(render(rig, steps))
+        figures["all"] = told("all", found[0])
+        figures["clip_two_gpus_s"] = found[0]["clip_s"] if len(others) == 1 and not found[0]["rungs"] else None
+        if not rig.tiny:
+            devices = range(1 + len(others))
+            figures["peak_gib"] = [round(torch.cuda.max_memory_reserved(each) / GIB, 3) for each in devices]
+    replicas, layout.replicas = layout.replicas, []
     told("one, warm-up", render(rig, 2))
     one = render(rig, steps)
-    figures: dict[str, Any] = {"one": told("one", one)}
-    if not others:
-        return figures
-    if not rig.tiny:
-        say(part="peer access", to=[torch.cuda.can_device_access_peer(0, each.index) for each in others])
-    split = render(rig, 2, split_guidance=True)
-    told("one, split, 2 steps", split)
-    began_s = time.monotonic()
-    layout.replicas = [Replica(rig.model.svd, each, layout.attention.kernels) for each in others]
+    figures["one"] = told("one", one)
+    if short is not None:
+        best = found[0]
+        difference = np.abs(best["frames"].astype(int) - one["frames"])
+        likeness = psnr_db(best["frames"], one["frames"])
+        figures["max_difference"] = int(difference.max())
+        figures["psnr_to_one_db"] = round(likeness, 2) if np.isfinite(likeness) else None
+        split = render(rig, 2, split_guidance=True)
+        told("one, split, 2 steps", split)
+        figures["equals_split"] = bool(np.array_equal(short["frames"], split["frames"]))
+    # What a device has to do of a guided step where it has half of it.
+    half = [render(rig, 4, guided=False) for _ in range(2)][-1]
+    figures["half_step_ms"] = told("one, without guidance", half)["step_ms"]
+    layout.replicas = replicas
+    while found and len(found) < 3 and time.monotonic() + 2 * found[-1]["clip_s"] < deadline_s:
+        found.append(render(rig, steps))
+        told("all", found[-1])
+    if found:
+        best = min(found, key=lambda each: each["clip_s"])
+        figures["all"] = {key: value for key, value in best.items() if key != "frames"}
+        figures["all_clip_s"] = [each["clip_s"] for each in found]
+        figures["speed_up"] = round(one["clip_s"] / best["clip_s"], 3)
+        figures["clip_two_gpus_s"] = best["clip_s"] if len(others) == 1 and not best["rungs"] else None
+    say(part="pair", **figures)
+
+
+def add_replicas(rig: Rig, devices: list[torch.device]) -> None:
+    """Has clips rendered on further devices too, and tries their fused blocks, as the server does."""
+    began_s, layout = time.monotonic(), rig.model.layout
+    layout.replicas = [Replica(rig.model.svd, each, layout.attention.kernels) for each in devices]
     layout.arrange(Levers())
     for replica in layout.replicas:
         while replica.check_next():
@@ -135,6 +172,7 @@ def pair(rig: Rig, deadline_s: float) -> dict[str, Any]:
         say(
             part="replica",
             device=str(replica.device),
+            peer_access=replica.device.type == "cuda" and torch.cuda.can_device_access_peer(0, replica.device.index),
             usable=replica.usable,
             problem=replica.problem,
             fused=replica.fused.ready,
@@ -142,31 +180,6 @@ def pair(rig: Rig, deadline_s: float) -> dict[str, Any]:
             gib=round(replica.size_bytes / GIB, 3),
             seconds=round(time.monotonic() - began_s, 1),
         )
-    render(rig, 2)
-    short = render(rig, 2)
-    told("all, 2 steps", short)
-    figures["equals_split"] = bool(np.array_equal(short["frames"], split["frames"]))
-    found = []
-    while not found or (len(found) < 3 and time.monotonic() + 2 * found[-1]["clip_s"] < deadline_s):
-        found.append(render(rig, steps))
-        told("all", found[-1])
-    best = min(found, key=lambda each: each["clip_s"])
-    difference = np.abs(best["frames"].astype(int) - one["frames"])
-    likeness = psnr_db(best["frames"], one["frames"])
-    figures |= {
-        "all": {key: value for key, value in best.items() if key != "frames"},
-        "all_clip_s": [each["clip_s"] for each in found],
-        "device_count": 1 + len(others),
-        "max_difference": int(difference.max()),
-        "psnr_to_one_db": round(likeness, 2) if np.isfinite(likeness) else None,
-        "speed_up": round(one["clip_s"] / best["clip_s"], 3),
-        "clip_two_gpus_s": best["clip_s"] if len(others) == 1 and not best["rungs"] else None,
-        "peak_gib": [round(torch.cuda.max_memory_reserved(each) / GIB, 3) for each in range(1 + len(others))]
-        if not rig.tiny
-        else None,
-    }
-    say(part="pair", **figures)
-    return figures
 
 
 def work(folder: Path, name: str, *, tiny: bool, steps: int) -> None:
@@ -277,14 +290,14 @@ def main() -> None:
     figures: dict[str, Any] = {"clip_two_gpus_s": None, "linear_ratio": None}
     card = "cpu"
     # What clips in parallel need: starts, and a clip for each process alone and one for all.
-    reserve_s = 55 + 6 * device_count if "parallel" in parts else 0
+    reserve_s = 35 + 8 * device_count if "parallel" in parts else 0
     if "pair" in parts:
         rig = run_part("build", 60, lambda: Rig(tiny=read.tiny))
         if rig is not None:
             say(part="built", card=rig.device.name, devices=device_count, seconds=round(rig.built_s, 1))
             left_s = max(30, int(ends_s - time.monotonic() - reserve_s))
             deadline_s = time.monotonic() + left_s
-            figures |= run_part("pair", left_s, lambda: pair(rig, deadline_s)) or {}
+            run_part("pair", left_s, lambda: pair(rig, figures, deadline_s))
         del rig
     if "parallel" in parts and device_count > 1:
         left_s = max(30, int(ends_s - time.monotonic()))
