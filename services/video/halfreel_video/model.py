@@ -106,7 +106,7 @@ def find_parallel_devices(settings: VideoSettings, device: Device) -> list[Devic
         if other.name != device.name:
             # Rounding would depend on which of them is free, and the slower one would decide the pace.
             raise InvalidArgument(
-                f"parallel_devices names {name}, a {other.name}, beside a {device.name}; all must be of one make."
+                f"parallel_devices names {name} ({other.name}) beside {device.name}; all must be of one make."
             )
         found.append(other)
     return found

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from tiny_video import save_wan
 
 from halfreel_runtime.cancel import CancelToken
-from halfreel_runtime.device import CPU, find_device
-from halfreel_runtime.errors import Cancelled
+from halfreel_runtime.device import CPU, Device, find_device
+from halfreel_runtime.errors import Cancelled, InvalidArgument
 from halfreel_runtime.memory import MemoryMonitor
 from halfreel_video.job import ClipJob
-from halfreel_video.model import VideoModel, load_model, warm_up
+from halfreel_video.model import VideoModel, find_parallel_devices, load_model, warm_up
 from halfreel_video.settings import VideoSettings
 from halfreel_video.sleeping import SleepingVideo
 from halfreel_video.svd import Denoising, encode
@@ -271,6 +272,35 @@ def test_warm_up_warms_the_replica(parallel: VideoModel, clip: Any) -> None:
     there, decoded = passes(parallel.layout.replicas[0].unet), passes(parallel.layout.replicas[0].vae.decoder)
     warm_up(replace(parallel, defaults=replace(parallel.defaults, guidance_scale=3.0)), clip().levers)
     assert (len(there), len(decoded)) == (1, 1)
+
+
+H200 = Device("cuda", 0, "GPU-a", "NVIDIA H200", "cuda:0")
+
+
+@pytest.mark.parametrize(
+    ("named", "told"),
+    [
+        ("cuda:1,cuda:0", "names cuda:0, which computes already"),
+        ("cuda:1,cuda:1", "names cuda:1, which computes already"),
+        ("cuda:1,cuda:2", r"cuda:2 \(NVIDIA L4\) beside NVIDIA H200"),
+    ],
+)
+def test_devices_that_can_not_compute_beside_the_first(monkeypatch: pytest.MonkeyPatch, named: str, told: str) -> None:
+    others = {
+        "cuda:0": H200,
+        "cuda:1": replace(H200, index=1, gpu_uuid="GPU-b", torch_name="cuda:1"),
+        "cuda:2": replace(H200, index=2, gpu_uuid="GPU-c", torch_name="cuda:2", name="NVIDIA L4"),
+    }
+    monkeypatch.setattr("halfreel_video.model.find_device", others.__getitem__)
+    assert find_parallel_devices(VideoSettings(parallel_devices="cuda:1"), H200) == [others["cuda:1"]]
+    with pytest.raises(InvalidArgument, match=told):
+        find_parallel_devices(VideoSettings(parallel_devices=named), H200)
+
+
+def test_a_text_to_video_model_runs_on_one_device(tmp_path: Path) -> None:
+    settings = VideoSettings(model=str(save_wan(tmp_path)), parallel_devices="cuda:1")
+    with pytest.raises(InvalidArgument, match="image-to-video"):
+        find_parallel_devices(settings, H200)
 
 
 @pytest.fixture(autouse=True)
