@@ -33,17 +33,23 @@ class Admission:
         sleeping_bytes = sum(each.held_bytes for each in self._sleeper.neighbours())
         return self._planner.plan(lengths, profile or self._profile, self._memory.report(), sleeping_bytes)
 
-    def admit(self, lengths: Lengths) -> Verdict:
-        """Plans a reply that is about to be queued.
+    @property
+    def always(self) -> Verdict | None:
+        """What any reply gets, without a plan; None where one is needed.
 
         On a GPU all that a reply takes is there once the model is awake, so there is nothing to refuse: whoever fills
         the device meanwhile takes nothing from it, and a sleeping model waits for its turn.
+        """
+        return Verdict.FITS if self._planner.cache_is_warm else None
+
+    def admit(self, lengths: Lengths) -> Verdict:
+        """Plans a reply that is about to be queued.
 
         Raises:
             PlanRefused: It does not fit; with how many tokens would, where fewer do.
         """
-        if self._planner.cache_is_warm:
-            return Verdict.FITS
+        if self.always is not None:
+            return self.always
         plan, _ = self.plan(lengths)
         if plan.fits:
             return plan.verdict

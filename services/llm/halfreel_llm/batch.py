@@ -109,7 +109,7 @@ class Batch:
         if self._runner.overlaps:  # the device works on while the host hears of the last step
             writing = self._writing()
             prompts = [place for place in self._places.values() if place.reading and not place.forced_only]
-            if self._runner.mixes and writing and prompts:
+            if writing and prompts and self._runner.mixes(len(writing), len(self._piece(prompts[0])[0])):
                 parts, read = self._write_and_read(writing, prompts[0])
                 prompts = []
             else:

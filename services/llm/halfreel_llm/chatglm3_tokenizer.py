@@ -7,6 +7,7 @@ have the ids 64789 and up, right after its 64,789 pieces.
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,6 +29,9 @@ CONTROL_TOKENS = (
     "<|observation|>",
 )
 _SPACE = "\u2581"  # how SentencePiece writes a space
+# SentencePiece takes more than twice as long for a text of twice the length: 4.4 ms for 1,600 words, 1.1 for 800.
+_PART_CHARACTERS = 2000
+_WORD_BREAK = re.compile(r"(?<=[!-~]) (?=[!-~])")
 _FENCE = "\x02"  # in no text piece, so that the space SentencePiece puts first stays before it
 
 
@@ -48,6 +52,10 @@ class ChatGLM3Tokenizer:
         except (OSError, RuntimeError) as error:
             raise CheckpointError(f"{pieces_file.name} is damaged: {error}") from None
         piece_count: int = self._pieces.vocab_size()
+        # Whether a text is its words' pieces: none holds the end of one and the next, and each gets a leading space.
+        crossing = any(_SPACE in self._pieces.id_to_piece(each).lstrip(_SPACE) for each in range(piece_count))
+        joined = self._pieces.encode("a") + self._pieces.encode("b")
+        self._words_are_apart = not crossing and self._pieces.encode("a b") == joined
         self._control = {name: piece_count + index for index, name in enumerate(CONTROL_TOKENS)}
         self._bytes = [self._piece_bytes(piece_id) for piece_id in range(piece_count)]
         self._texts = [_whole_characters(piece) for piece in self._bytes]
@@ -64,7 +72,7 @@ class ChatGLM3Tokenizer:
         for message in messages:
             ids.append(self._control[f"<|{message.role}|>"])
             ids += self._pieces.encode("\n")
-            ids += self._pieces.encode(message.content)
+            ids += self._encode(message.content)
         ids.append(self._control["<|assistant|>"])
         return ids
 
@@ -77,6 +85,19 @@ class ChatGLM3Tokenizer:
         tokens = self._bytes + [b""] * (vocabulary_size - len(self._bytes))
         wrapper = TokenizerWrapper(_GrammarVocabulary(tokens, self._pieces))
         return LLTokenizer(wrapper, n_vocab=vocabulary_size, eos_token=sorted(self.stop_ids))
+
+    def _encode(self, text: str) -> list[int]:
+        """Returns a text's pieces, of a long one part by part: no piece reaches over a space between two words."""
+        ids: list[int] = []
+        begin = 0
+        while self._words_are_apart and len(text) - begin > _PART_CHARACTERS:
+            found = _WORD_BREAK.search(text, begin + _PART_CHARACTERS)
+            if found is None:
+                break
+            ids += self._pieces.encode(text[begin : found.start()])  # the space is the one that is put before a text
+            begin = found.end()
+        ids += self._pieces.encode(text[begin:])
+        return ids
 
     def _piece_bytes(self, piece_id: int) -> bytes:
         pieces = self._pieces

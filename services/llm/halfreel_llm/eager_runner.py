@@ -27,7 +27,6 @@ class EagerRunner:
     """See `Runner` and `GuessChecker`."""
 
     overlaps = False
-    mixes = False  # the pieces would only be run one after another
     reuse_tokens = _PIECE_TOKENS
 
     def __init__(self, network: Network, cache: KvCache, allowed: Tensor) -> None:
@@ -43,6 +42,10 @@ class EagerRunner:
     def piece_tokens(self, *, alone: bool, prompts: int) -> int:
         """See `Runner`; the same alone and in company, so that a prompt is read alike."""
         return _PIECE_TOKENS
+
+    def mixes(self, row_count: int, token_count: int) -> bool:
+        """See `Runner`: the pieces would only be run one after another."""
+        return False
 
     def begin(self, slot: int, sampling: SamplingSettings) -> None:
         """See `Runner`."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from halfreel_llm.network import Layer, Network
@@ -77,7 +76,7 @@ class FusedNetwork:
 
     def forward(self, token_ids: Tensor, rows: FusedRows) -> Tensor:
         """Runs the layers; see `Network.forward`."""
-        hidden = F.embedding(token_ids, self.network.embedding)
+        hidden = self.network.embedding.rows(token_ids)
         return self._one(hidden, rows) if len(hidden) == 1 else self._many(hidden, rows)
 
     def logits(self, hidden: Tensor) -> Tensor:

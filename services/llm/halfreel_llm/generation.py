@@ -33,6 +33,7 @@ class TextModel:
         *,
         slot_count: int,
         context_token_count: int,
+        small_pieces: bool = False,
     ) -> None:
         """Takes the network, and makes the slots.
 
@@ -42,6 +43,7 @@ class TextModel:
             memory: Told of the phases.
             slot_count: Replies that can be written at once.
             context_token_count: Tokens that prompt and reply may have together.
+            small_pieces: Whether a GPU reads prompts in small pieces, for there is little memory beside the slots.
         """
         self.network = network
         self._tokenizer = tokenizer
@@ -50,7 +52,11 @@ class TextModel:
         allowed = torch.zeros(network.shape.vocabulary_size, dtype=torch.bool)
         allowed[sorted(tokenizer.text_ids | tokenizer.stop_ids)] = True
         self.runner, self.cache = make_runner(
-            network, allowed, slot_count=slot_count, context_token_count=context_token_count
+            network,
+            allowed,
+            slot_count=slot_count,
+            context_token_count=context_token_count,
+            small_pieces=small_pieces,
         )
         self.batch = Batch(self.runner, tokenizer, network.shape.vocabulary_size, memory)
 

@@ -22,11 +22,13 @@ from halfreel_llm.sampling import SamplingSettings
 # A piece of a prompt that nobody else waits for is as large as keeps a cancelled request from waiting longer than
 # 50 ms. Beside running replies it is so small that it hardly lengthens their step; but the more prompts wait, the more
 # the whole gains by large ones: what they wait for is then worth a longer gap of the few that run.
-_PIECE_ALONE = 1024
+PIECE_TOKENS = 1024
 _PIECES_IN_COMPANY = ((0, 128), (4, 256), (16, 512))  # from so many prompts on, so many tokens
 _PIECE_BUCKETS = (16, 64, 128, 256, 384, 512, 768, 1024)
 _WHERE = 3  # numbers before the tokens of a piece: its slot, what that holds, and how many tokens come
 _REUSED_TOKENS = 64
+# With fewer rows than these a piece beside them always costs less than both apart, which read all weights twice.
+_MANY_ROWS = 32
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,18 @@ class GraphRunner:
     """See `Runner`. The cache's last slot is its own: rows that fill a graph up write there."""
 
     overlaps = True
-    mixes = True
     reuse_tokens = _REUSED_TOKENS
 
     def __init__(
-        self, fused: FusedNetwork, cache: KvCache, allowed: Tensor, kernels: Any, *, graphs: bool, processor_count: int
+        self,
+        fused: FusedNetwork,
+        cache: KvCache,
+        allowed: Tensor,
+        kernels: Any,
+        *,
+        graphs: bool,
+        processor_count: int,
+        piece_tokens: int = PIECE_TOKENS,
     ) -> None:
         """Takes the network and its cache; with `graphs`, `capture` must be called before the first step.
 
@@ -62,6 +71,7 @@ class GraphRunner:
             kernels: The operations; see `kernels`.
             graphs: Whether steps are captured and replayed, or run kernel by kernel.
             processor_count: Of the GPU.
+            piece_tokens: Tokens of a prompt that are read at once at most: the fewer, the less memory graphs hold.
         """
         self._fused, self._cache, self._kernels = fused, cache, kernels
         self._graphs_wanted = graphs
@@ -87,16 +97,25 @@ class GraphRunner:
         self._rows_now: list[int] = []
         self._rows_sent = self._rows
         self._grammars: set[int] = set()
-        self._prompt = torch.zeros(_WHERE + _PIECE_ALONE, dtype=torch.int64, device=device)
+        self._piece_tokens = piece_tokens
+        self._pieces = [each for each in _PIECE_BUCKETS if each <= piece_tokens]
+        self._company = [(crowd, min(tokens, piece_tokens)) for crowd, tokens in _PIECES_IN_COMPANY]
+        self._prompt = torch.zeros(_WHERE + piece_tokens, dtype=torch.int64, device=device)
         self._captured: dict[tuple[int, int], tuple[Any, Tensor, Tensor]] = {}
+        # Pieces and rows that take longer together than one after the other; None before that was measured.
+        self._apart: set[tuple[int, int]] | None = None
         self._buckets = [1 << power for power in range((self.slot_count - 1).bit_length())] + [self.slot_count]
         self._buckets = sorted({min(bucket, self.slot_count) for bucket in self._buckets})
 
     def piece_tokens(self, *, alone: bool, prompts: int) -> int:
         """See `Runner`."""
         if alone:
-            return _PIECE_ALONE
-        return max(tokens for crowd, tokens in _PIECES_IN_COMPANY if prompts >= crowd)
+            return self._piece_tokens
+        return max(tokens for crowd, tokens in self._company if prompts >= crowd)
+
+    def mixes(self, row_count: int, token_count: int) -> bool:
+        """See `Runner`."""
+        return not self._apart or (self._beside(token_count), self._bucket(row_count)) not in self._apart
 
     def begin(self, slot: int, sampling: SamplingSettings) -> None:
         """See `Runner`."""
@@ -122,8 +141,7 @@ class GraphRunner:
         self, slots: list[int], slot: int, token_ids: Sequence[int], begin: int, *, last: bool
     ) -> tuple[_Logits, _Logits | None]:
         """See `Runner`."""
-        piece = next(tokens for _, tokens in _PIECES_IN_COMPANY if tokens >= len(token_ids))
-        rows, logits = self._run(piece, slots, slot, token_ids, begin)
+        rows, logits = self._run(self._beside(len(token_ids)), slots, slot, token_ids, begin)
         return rows, _Logits(logits, self._each[slot : slot + 1]) if last else None
 
     def write(self, slots: list[int]) -> _Logits:
@@ -137,7 +155,7 @@ class GraphRunner:
         """Runs a piece of a prompt of up to `piece` tokens, and the tokens picked last of some slots."""
         if len(token_ids) > piece:  # a graph would read past its rows, and with that the process would be lost
             raise ValueError(f"a piece of {len(token_ids)} tokens; the step takes {piece}")
-        bucket = next((each for each in self._buckets if each >= len(slots)), 0) if slots else 0
+        bucket = self._bucket(len(slots)) if slots else 0
         with torch.inference_mode():
             if slots:
                 wanted = slots + [self.slot_count] * (bucket - len(slots))
@@ -156,7 +174,13 @@ class GraphRunner:
             return _Logits(rows[: len(slots)], self._rows_sent[: len(slots)]), logits
 
     def _piece_bucket(self, count: int) -> int:
-        return next(each for each in _PIECE_BUCKETS if each >= count)
+        return next(each for each in self._pieces if each >= count)
+
+    def _beside(self, token_count: int) -> int:
+        return next(tokens for _, tokens in self._company if tokens >= token_count)
+
+    def _bucket(self, row_count: int) -> int:
+        return next(each for each in self._buckets if each >= row_count)
 
     def kept(self, logits: _Logits) -> _Logits:
         """See `Runner`."""
@@ -201,22 +225,48 @@ class GraphRunner:
         if not self._graphs_wanted:
             return
         pool = torch.cuda.graph_pool_handle()
-        alone = [(piece, 0) for piece in _PIECE_BUCKETS]
-        pieces = (0, *(tokens for _, tokens in _PIECES_IN_COMPANY))
+        alone = [(piece, 0) for piece in self._pieces]
+        pieces = {0, *(tokens for _, tokens in self._company)}
         kinds = alone + [(piece, rows) for rows in self._buckets for piece in pieces]
         with torch.inference_mode():
             self._rows.fill_(self.slot_count)
             self._rows_now = []
             self._prompt.zero_()
             self._prompt[0], self._prompt[2] = self.slot_count, 1
-            for piece, rows in sorted(kinds, key=sum, reverse=True):
-                self._step(piece, rows)  # compiles its kernels and makes the libraries' workspaces
-                torch.cuda.synchronize(self._device)
+            kinds.sort(key=sum, reverse=True)
+            # Each compiles its kernels and makes the libraries' workspaces, before the first graph takes memory: what
+            # such a step holds, capturing gives back.
+            for piece, rows in kinds:
+                self._step(piece, rows)
+            torch.cuda.synchronize(self._device)
+            for piece, rows in kinds:
                 graph = torch.cuda.CUDAGraph()
                 with torch.cuda.graph(graph, pool=pool):
                     made = self._step(piece, rows)
                 self._captured[piece, rows] = (graph, *made)
+            if self._apart is None:
+                self._apart = {kind for kind in kinds if self._is_dearer(*kind)}
             self._lengths.zero_()
+
+    def _is_dearer(self, piece: int, rows: int) -> bool:
+        """Whether a piece and many rows take longer together than one after the other.
+
+        They do where the products' kernels fill their tiles badly with the sum of both.
+        """
+        if not piece or rows < _MANY_ROWS:
+            return False
+        return self._replay_ms(piece, rows) > self._replay_ms(piece, 0) + self._replay_ms(0, rows)
+
+    def _replay_ms(self, piece: int, rows: int) -> float:
+        graph, taken = self._captured[piece, rows][0], []
+        for _ in range(2):
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            taken.append(begin.elapsed_time(end))
+        return min(taken)
 
     def release(self) -> None:
         """Drops the graphs, which hold the addresses of weights that are about to leave."""

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -86,16 +85,15 @@ class Layer(nn.Module):
         self.down = join(mlp.down_proj)
         # Qwen's layers have windows of their own; Mistral's share one; the others have none.
         self.window: int | None = attention.sliding_window if hasattr(attention, "sliding_window") else window
-        self.to(device)
         if int8:
             for weight in (self.query_key_value, self.output, self.gate_up, self.down):
-                weight.quantise()
+                weight.quantise(device)
+        self.to(device)
 
 
 class Network(nn.Module):
     """Embedding, layers and head of one model. A module, so that its weights can leave the device and come back."""
 
-    embedding: Tensor
     final_norm: Tensor
     cosines: Tensor
     sines: Tensor
@@ -114,25 +112,23 @@ class Network(nn.Module):
             model: Of a class on the allowlist.
             context_token_count: Positions run below this.
             device: Where the weights go, matrix by matrix; where they are, if left out.
-            int8: Keep the matrices in 8 bits, so that no more than one of them is ever there in the model's arithmetic.
+            int8: Keep the matrices in 8 bits; no more than a slice of one is ever there in the model's arithmetic.
         """
         super().__init__()
         config, inner = model.config, model.model
         attention, mlp = inner.layers[0].self_attn, inner.layers[0].mlp
         self.device, self.dtype = device or model.device, model.dtype
-        self.register_buffer("embedding", inner.embed_tokens.weight.data.to(self.device))
+        tied = model.lm_head.weight.data_ptr() == inner.embed_tokens.weight.data_ptr()
+        self.embedding = self._placed(inner.embed_tokens.weight.data, int8=int8)
         self.parameter_count = sum(parameter.numel() for parameter in model.parameters())
         shared_window = getattr(config, "sliding_window", None)
         self.layers = nn.ModuleList(Layer(layer, shared_window, self.device, int8=int8) for layer in inner.layers)
         self.register_buffer("final_norm", inner.norm.weight.data.to(self.device))
-        tied = model.lm_head.weight.data_ptr() == inner.embed_tokens.weight.data_ptr()
-        self.head = Weight(self.embedding if tied else model.lm_head.weight.data.to(self.device), None)
-        if int8:
-            self.head.quantise()
+        self.head = self.embedding if tied else self._placed(model.lm_head.weight.data, int8=int8)
         self._activation = mlp.activation_fn if hasattr(mlp, "activation_fn") else mlp.act_fn
         self.scaling: float = attention.scaling
         self.silu = config.hidden_act in ("silu", "swish")
-        cosines, sines = _rotary_table(inner.rotary_emb, context_token_count, self.embedding)
+        cosines, sines = _rotary_table(inner.rotary_emb, context_token_count, self.final_norm)
         self.register_buffer("cosines", cosines)
         self.register_buffer("sines", sines)
         self.shape = Shape(
@@ -181,7 +177,7 @@ class Network(nn.Module):
         """
         shape = self.shape
         heads, keys, size = shape.head_count, shape.key_head_count, shape.head_size
-        hidden = F.embedding(token_ids, self.embedding)
+        hidden = self.embedding.rows(token_ids)
         cosines, sines = self.cosines[rows.positions, None], self.sines[rows.positions, None]
         for number, layer in enumerate(self.layers):
             joined = layer.query_key_value(self._norm(hidden, layer.input_norm)).view(len(hidden), -1, size)
@@ -198,6 +194,12 @@ class Network(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Returns the logits, [N, vocabulary], of what `forward` returned."""
         return self.head(self._norm(hidden, self.final_norm))
+
+    def _placed(self, values: Tensor, *, int8: bool) -> Weight:
+        weight = Weight(values, None)
+        if int8:
+            weight.quantise(self.device)
+        return weight.to(self.device)
 
     def _norm(self, hidden: Tensor, weight: Tensor) -> Tensor:
         # As the model classes: the mean in 32 bits, the weight in the model's own.

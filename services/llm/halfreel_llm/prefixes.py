@@ -23,7 +23,7 @@ class Prefixes:
         self._clock = 0
         self._piece_tokens = piece_tokens
 
-    def choose(self, prompt_ids: Sequence[int], taken: set[int]) -> tuple[int, int, int]:
+    def choose(self, prompt_ids: tuple[int, ...], taken: set[int]) -> tuple[int, int, int]:
         """Chooses a free slot for a prompt, and the slot to copy from.
 
         Args:
@@ -56,8 +56,11 @@ class Prefixes:
         """Notes that a slot holds nothing that can be used."""
         self._held[slot], self._used[slot] = (), 0
 
-    def _common(self, held: Sequence[int], prompt_ids: Sequence[int]) -> int:
+    def _common(self, held: tuple[int, ...], prompt_ids: tuple[int, ...]) -> int:
         """Returns the whole pieces of an equal beginning; the prompt's last token is always read, for its logits."""
         most = min(len(held), len(prompt_ids) - 1)
+        piece = self._piece_tokens
+        if most < piece or held[:piece] != prompt_ids[:piece]:  # nearly all: hundreds of slots are looked at
+            return 0
         same = next((index for index in range(most) if held[index] != prompt_ids[index]), most)
         return same - same % self._piece_tokens

@@ -26,8 +26,6 @@ class Runner(Protocol):
 
     overlaps: bool
     """Whether work goes on after a method returned, so that it pays to have some under way before waiting."""
-    mixes: bool
-    """Whether `both` costs less than `read` and `write`."""
     slot_count: int
     reuse_tokens: int
     """What another slot holds is reused in whole pieces of so many tokens."""
@@ -39,6 +37,9 @@ class Runner(Protocol):
             alone: Whether nobody else is there.
             prompts: That wait to be read.
         """
+
+    def mixes(self, row_count: int, token_count: int) -> bool:
+        """Returns whether `both` of so many slots and tokens costs less than `write` and `read`."""
 
     def begin(self, slot: int, sampling: SamplingSettings) -> None:
         """Gives a slot to a new reply."""

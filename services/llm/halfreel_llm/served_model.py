@@ -67,7 +67,14 @@ def load_served_model(settings: LlmSettings, device: Device, memory: MemoryMonit
     with memory.phase("load"):
         network = read()
     slots = settings.slot_count or _fitting_slots(network, context, memory, limit)
-    text_model = TextModel(network, tokenizer, memory, slot_count=slots, context_token_count=context)
+    text_model = TextModel(
+        network,
+        tokenizer,
+        memory,
+        slot_count=slots,
+        context_token_count=context,
+        small_pieces=_left_bytes(network, slots, context, memory, limit) < _WORKSPACE_BYTES,
+    )
     text_model.warm_up()
     memory.clear()  # what the warm-up's cache held
     defaults = Defaults.of(checkpoint.generation_defaults, context)
@@ -108,10 +115,19 @@ def guessed_bytes(settings: LlmSettings, device: Device) -> int:
 
 def _fitting_slots(network: Network, context: int, memory: MemoryMonitor, limit: MemoryLimit) -> int:
     """Returns as many slots as there is room for beside the weights, within reason."""
+    left = _left_bytes(network, 0, context, memory, limit) - _WORKSPACE_BYTES
+    return max(1, min(_SLOT_COUNT, left // _slot_bytes(network, context)))
+
+
+def _left_bytes(network: Network, slots: int, context: int, memory: MemoryMonitor, limit: MemoryLimit) -> int:
+    """Returns what there is beside the weights and the slots, the runner's own included."""
     report = memory.report()
-    left = limit.allocator_bytes(report) - report.devices[0].reserved_bytes - _WORKSPACE_BYTES
-    fitting = left // (context * bytes_per_token(network.shape, network.dtype)) - spare_slot_count(network)
-    return max(1, min(_SLOT_COUNT, fitting))
+    left = limit.allocator_bytes(report) - report.devices[0].reserved_bytes
+    return left - (slots + spare_slot_count(network)) * _slot_bytes(network, context)
+
+
+def _slot_bytes(network: Network, context: int) -> int:
+    return context * bytes_per_token(network.shape, network.dtype)
 
 
 def _context_token_count(settings: LlmSettings, checkpoint: Checkpoint) -> int:

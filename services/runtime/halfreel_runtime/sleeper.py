@@ -24,6 +24,8 @@ _logger = logging.getLogger(__name__)
 
 # How often a server that has nothing to do looks whether another wants its place, and a batch whether to end.
 _LOOK_S = 0.02
+# What processes hold that take no turns is looked at so often at least: asking the driver costs a millisecond.
+_STRANGERS_S = 2.0
 # A model that could not be woken is tried again so often, while nobody asks for it.
 _TRY_AGAIN_S = 5.0
 # The driver needs a moment to clear up after a server that was killed, whose turn is free at once.
@@ -73,7 +75,8 @@ class Sleeper:
         self._used_at = time.monotonic()
         self._tried_at = 0.0
         self._looked_at, self._yielding = 0.0, False
-        self._expected_bytes = 0
+        self._expected_bytes = self._told_bytes = 0
+        self._strangers_at = 0.0
         self.woken_count = 0
         self.last_wake_s = 0.0
         memory.add_suggester(self._suggest)
@@ -246,15 +249,18 @@ class Sleeper:
     def enter(self, wanted: Callable[[], bool]) -> None:
         """Waits for the turn, and wakes the model."""
         if self._turn is not None:
-            self._tell()
+            # What `leave` said still holds, but for what was admitted since: a first token waits for this.
+            if not self._turn.held or self._expected_bytes > self._told_bytes:
+                self._tell()
             if self._turn.held and not self._turn.good:
                 self._sleep_if_possible()
-            began_at = time.monotonic()
+            had, began_at = self._turn.held, time.monotonic()
             if not self._turn.acquire(wanted):
                 raise Cancelled("The call was cancelled.")
             if self._instruments is not None:
                 self._instruments.turn_waited(time.monotonic() - began_at)
-            self._look_at_strangers()
+            if not had or time.monotonic() - self._strangers_at >= _STRANGERS_S:
+                self._look_at_strangers()
             self._looked_at, self._yielding = time.monotonic(), False
         self.wake()
         if self._clear_before:
@@ -278,6 +284,8 @@ class Sleeper:
             self._tell()
             if self._turn.should_yield(has_waiting):
                 self._sleep_if_possible()
+            elif not has_waiting and time.monotonic() - self._strangers_at >= _STRANGERS_S / 2:
+                self._look_at_strangers()
 
     def idle(self) -> None:
         """Sleeps for another, or because nobody has asked for long; tries again to wake."""
@@ -285,6 +293,8 @@ class Sleeper:
         wished = self._turn is not None and self._turn.should_yield(has_waiting=False)
         if wished or (self._idle_sleep_s and now - self._used_at >= self._idle_sleep_s):
             self._sleep_if_possible()
+        elif self._turn is not None and self._turn.held and now - self._strangers_at >= _STRANGERS_S / 2:
+            self._look_at_strangers()
         elif self.wake_failed and now - self._tried_at >= _TRY_AGAIN_S:
             self._try_again()
 
@@ -338,10 +348,12 @@ class Sleeper:
         awake = self.state == gpu_pb2.MODEL_STATE_AWAKE
         held = device.reserved_bytes if awake else 0
         needs = max(peak, self._model.weight_bytes + device.context_bytes, self._expected_bytes)
+        self._told_bytes = needs
         self._turn.tell(needs_bytes=needs, held_bytes=held, context_bytes=device.context_bytes)
 
     def _look_at_strangers(self) -> None:
         """Measures what processes hold that take no turns, while those that do are all asleep but this one."""
+        self._strangers_at = time.monotonic()
         if self._turn is not None and self._turn.undisturbed:
             others = self._memory.report().devices[0].other_processes_bytes
             self._turn.strangers_bytes = max(0, others - sum(each.context_bytes for each in self._turn.neighbours()))

@@ -17,7 +17,7 @@ from halfreel_llm.batch import Batch
 from halfreel_llm.checkpoint import Checkpoint
 from halfreel_llm.fused_network import FusedNetwork
 from halfreel_llm.generation import Finished, FinishReason, TextDelta, TextModel, TextRequest
-from halfreel_llm.graph_runner import GraphRunner
+from halfreel_llm.graph_runner import PIECE_TOKENS, GraphRunner
 from halfreel_llm.kv_cache import KvCache
 from halfreel_llm.messages import Message
 from halfreel_llm.runner import GuessChecker
@@ -66,21 +66,28 @@ class Reading:
         self.ended, self.finished, self.error = True, finished, error
 
 
-def graphs_of(model: TextModel, tokenizer: TextTokenizer) -> Batch:
+def graphs_of(model: TextModel, tokenizer: TextTokenizer, piece_tokens: int = PIECE_TOKENS) -> Batch:
     """The batch of a GPU, its kernels in PyTorch's words, its steps not captured."""
     network = model.network
     cache = KvCache(network.shape, SLOT_COUNT + 1, tiny_llm.CONTEXT_TOKEN_COUNT, device=model.device, dtype=model.dtype)
     allowed = torch.zeros(network.shape.vocabulary_size, dtype=torch.bool)
     allowed[sorted(tokenizer.text_ids | tokenizer.stop_ids)] = True
     fused = FusedNetwork(network, plain_kernels)
-    runner = GraphRunner(fused, cache, allowed, plain_kernels, graphs=False, processor_count=8)
+    runner = GraphRunner(
+        fused, cache, allowed, plain_kernels, graphs=False, processor_count=8, piece_tokens=piece_tokens
+    )
     return Batch(runner, tokenizer, network.shape.vocabulary_size, MemoryMonitor(CPU))
 
 
-@pytest.fixture(params=["eager", "graphs"])
+@pytest.fixture(params=["eager", "graphs", "graphs of small pieces", "graphs that never mix"])
 def batch(request: Any, checkpoint: Checkpoint, tokenizer: TextTokenizer) -> Iterator[Batch]:
     model = tiny_llm.text_model(checkpoint, tokenizer, SLOT_COUNT)
-    chosen = model.batch if request.param == "eager" else graphs_of(model, tokenizer)
+    if request.param == "eager":
+        chosen = model.batch
+    else:
+        chosen = graphs_of(model, tokenizer, 16 if request.param == "graphs of small pieces" else PIECE_TOKENS)
+        if request.param == "graphs that never mix":
+            chosen._runner.mixes = lambda *_: False  # type: ignore[method-assign]  # as where a stopwatch said so
     with chosen.session():
         yield chosen
 

@@ -101,3 +101,29 @@ def test_the_grammar_s_vocabulary_spells_the_same_text(
         ids = pieces.encode(text)
         assert grammar.decode_str(ids).removeprefix(" ") == pieces.decode(ids)
     assert grammar.eos_tokens == [2, USER, 1008]
+
+
+def test_a_long_text_has_the_pieces_that_it_has_in_one(
+    chat: ChatGLM3Tokenizer, pieces: sentencepiece.SentencePieceProcessor
+) -> None:
+    for seed in range(8):
+        rng = random.Random(seed)
+        words = [rng.choice([random_text(seed + each), "word", "a", "I'd"]) for each in range(1500)]
+        text = rng.choice([" ", "  ", " \n"]).join(words) if seed % 2 else " ".join(words)
+        assert len(text) > 3 * 2000
+        expected = pieces.encode(text)
+        assert chat.encode_chat([Message("user", text)])[-1 - len(expected) : -1] == expected
+
+
+def test_a_vocabulary_with_pieces_over_two_words_is_never_cut(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("the red circle over the blue sea\n" * 50 + "a red circle and the sky\n" * 50)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(corpus), model_prefix=str(tmp_path / "crossing"), vocab_size=60, model_type="bpe",
+        split_by_whitespace=False, minloglevel=2,
+    )  # fmt: skip
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "crossing.model"))
+    chat, text = ChatGLM3Tokenizer(tmp_path / "crossing.model"), "the red circle over the blue sea " * 200
+    expected = pieces.encode(text)
+    assert any("\u2581" in pieces.id_to_piece(each).lstrip("\u2581") for each in set(expected))
+    assert chat.encode_chat([Message("user", text)])[-1 - len(expected) : -1] == expected

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from halfreel_llm import device_reader
+from halfreel_llm import weight as weight_module
 from halfreel_llm.device_reader import read_tensors
 from halfreel_llm.weight import Weight, join
 
@@ -58,6 +59,34 @@ def test_weights_in_8_bits_are_close_and_small() -> None:
     assert (weight(rows) - exact(rows)).norm() / exact(rows).norm() < 0.02
     assert weight.scales is not None
     assert ((weight.values * weight.scales[:, None] - values).abs() <= weight.scales[:, None] / 2 + 1e-6).all()
+
+
+def test_a_matrix_in_slices_is_the_same_in_8_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    values, rows = torch.randn(96, 160), torch.randn(2, 5, 160)
+    whole = Weight(values, torch.randn(96))
+    whole.quantise()
+    expected = whole(rows)
+    monkeypatch.setattr(weight_module, "_SLICE_NUMBERS", 160 * 25)  # the last slice is shorter
+    sliced = Weight(values, whole.bias)
+    sliced.quantise(CPU)
+    assert whole.scales is not None
+    assert sliced.scales is not None
+    assert torch.equal(sliced.values, whole.values)
+    assert torch.equal(sliced.scales, whole.scales)
+    assert torch.allclose(sliced(rows), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_an_embedding_gives_rows_in_the_models_arithmetic(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    values, indices = torch.randn(96, 160, dtype=dtype), torch.tensor([3, 95, 3])
+    embedding = Weight(values, None)
+    assert torch.equal(embedding.rows(indices), values[indices])
+    embedding.quantise()
+    found = embedding.rows(indices)
+    assert found.dtype == dtype
+    assert (found - values[indices]).abs().max() <= values[indices].abs().max() / 127
 
 
 def test_joined_matrices_give_what_each_gave() -> None:

@@ -62,6 +62,20 @@ def test_what_is_allocated_is_what_there_was_room_for(
     assert cache.byte_count == (count + 1) * slot_bytes <= whole_slots * slot_bytes
 
 
+@pytest.mark.parametrize(("missing_bytes", "piece_tokens"), [(0, 1024), (1, 256)])
+def test_with_little_room_beside_the_slots_prompts_are_read_in_small_pieces(
+    text_model: TextModel, graphs: None, missing_bytes: int, piece_tokens: int
+) -> None:
+    network = text_model.network
+    slot_bytes = CONTEXT * bytes_per_token(network.shape, network.dtype)
+    memory, limit = room_for(2 * slot_bytes - missing_bytes, held_bytes=12345)
+    small = served_model._left_bytes(network, 1, CONTEXT, memory, limit) < served_model._WORKSPACE_BYTES
+    allowed = torch.ones(network.shape.vocabulary_size, dtype=torch.bool)
+    runner, _ = runners.make_runner(network, allowed, slot_count=1, context_token_count=CONTEXT, small_pieces=small)
+    assert runner.piece_tokens(alone=True, prompts=1) == piece_tokens
+    assert runner.piece_tokens(alone=False, prompts=16) == min(512, piece_tokens)
+
+
 def test_without_graphs_all_slots_are_for_replies(text_model: TextModel) -> None:
     network = text_model.network
     slot_bytes = CONTEXT * bytes_per_token(network.shape, network.dtype)
