@@ -250,11 +250,11 @@ def main() -> None:
     say(card=rig.device.name, built_s=rig.built_s, weight_bytes=rig.model.weights.weight_bytes)
     wanted, found = read.parts.split(","), {}
     for name, limit_s, part in (
-        ("calibrate", 90, lambda: memory_prediction.calibrated(rig, read.out)),
+        ("calibrate", 170, lambda: memory_prediction.calibrated(rig, read.out)),
         ("levers", 80, lambda: memory_saver.levers(rig, read.out)),
         ("saver", 90, lambda: memory_saver.saver(rig, read.out)),
         ("precision", 40, lambda: memory_precision.one_precision(rig, read.out)),
-        ("prediction", 120, lambda: memory_prediction.predict(rig, read.out)),
+        ("prediction", 140, lambda: memory_prediction.predict(rig, read.out)),
         ("trace", 60, lambda: memory_prediction.record(rig, read.out)),
     ):
         if name in wanted:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from halfreel_video.estimate import Estimate, Shape
 from halfreel_video.levers import SDPA, SLICED, Levers
 from halfreel_video.measurement import Measurement
 
-SEED = 20_261_124
+SEED = 20_261_128
 SHAPE_COUNT = 30
 _AREA_PX = 1024 * 640
 
@@ -56,7 +56,7 @@ def predict(rig: Rig, out: Path | None) -> dict[str, Any]:
         shape, levers = _drawn(rig, draw)
         predicted = {phase.name: phase.reserved_bytes for phase in estimate.phases(shape, levers)}
         try:
-            measured = _measured(rig, shape, levers)
+            measured = _measured(rig, shape, levers, predicted)
         except torch.OutOfMemoryError as error:  # a card of less than 80 GiB may be too small for a drawn clip
             say(index=index, failed=str(error)[:200])
             rig.model.layout.release_cached()
@@ -110,11 +110,15 @@ def _drawn(rig: Rig, draw: random.Random) -> tuple[Shape, Levers]:
         feed_forward_chunk_count=draw.choice([1, 2, 4, 8]),
         offload_idle_parts=moved[0],
         stream_weights=moved[1],
+        compiled=draw.random() < 0.5,
     )
+    if not levers.fuses or levers.stream_weights or not rig.model.layout.fused.ready:
+        levers = replace(levers, compiled=False)
     return Shape(width, height, frames, 1, 2, draw.random() < 0.8, True), levers
 
 
-def _measured(rig: Rig, shape: Shape, levers: Levers) -> dict[str, int]:
+def _measured(rig: Rig, shape: Shape, levers: Levers, predicted: dict[str, int]) -> dict[str, int]:
+    """Renders as a job does: decoding, and denoising where it saves memory, are held to the plan."""
     measurement = Measurement(rig.model)
     clip = rig.clip(
         width_px=shape.width_px,
@@ -127,8 +131,10 @@ def _measured(rig: Rig, shape: Shape, levers: Levers) -> dict[str, int]:
     rig.model.layout.arrange(levers)
     picture, drawn = measurement.keyframe(clip)
     conditioning, looked, encoded = measurement.encode(clip, picture)
-    latents, denoised = measurement.denoise(clip, conditioning)
-    _, decoded = measurement.decode(latents[:, : 2 * levers.decode_chunk_frame_count], levers)
+    most = predicted["denoise"] if levers.holds_denoising else 0
+    latents, denoised = measurement.denoise(clip, conditioning, cap_bytes=most)
+    part = latents[:, : 2 * levers.decode_chunk_frame_count]
+    _, decoded = measurement.decode(part, levers, cap_bytes=predicted["decode"])
     return {
         "keyframe": drawn.reserved_bytes,
         "encode": max(looked.reserved_bytes, encoded.reserved_bytes),

@@ -70,7 +70,7 @@ class Admission:
     def usual_levers(self) -> Levers:
         """Those of the clip that a request gets which names nothing."""
         choice, variants = self._planner.choose(self.wish(video_pb2.GenerateRequest()), self.room(), self.context_bytes)
-        return variants[0].levers if variants else self._fused(choice).levers
+        return variants[0].levers if variants else choice.levers
 
     def suggestions(self) -> list[gpu_pb2.Suggestion]:
         """What would help while memory is short: the levers that a plain clip goes without, and what each saves.
@@ -100,7 +100,6 @@ class Admission:
         """
         wish = self.wish(request)
         choice, variants = self._planner.choose(wish, self.room(), self.context_bytes)
-        choice = self._fused(choice)
         if choice.plan.fits:
             self._expect(choice)
             return choice, False
@@ -117,22 +116,7 @@ class Admission:
         """Plans a checked request on this card as it is, or on an imagined one that nobody else uses."""
         if request.HasField("card_bytes"):
             return self._planner.choose(self.wish(request.clip), Room(request.card_bytes), self.context_bytes)
-        choice, variants = self._planner.choose(self.wish(request.clip), self.room(), self.context_bytes)
-        return self._fused(choice), variants
-
-    def _fused(self, choice: Choice) -> Choice:
-        """The same by fused blocks, where they are ready and there is room to spare.
-
-        What they take is not in the planner's coefficients, 0.9 GiB more at SVD-XT's size: they are used only by levers
-        that give nothing up, in twice the room that the largest phase's work is planned with.
-        """
-        plan, plain = choice.plan, Levers(decode_chunk_frame_count=choice.levers.decode_chunk_frame_count)
-        if choice.wish.levers is not None or choice.levers != plain or not self._model.layout.fused.ready:
-            return choice
-        spare_bytes = max(phase.activation_bytes for phase in plan.phases)
-        if plan.needed_bytes + spare_bytes > plan.room.available_bytes:
-            return choice
-        return replace(choice, levers=replace(choice.levers, compiled=True))
+        return self._planner.choose(self.wish(request.clip), self.room(), self.context_bytes)
 
     def room(self) -> Room:
         """What this server may take of its device now; others hold nothing where the driver can't be asked."""
@@ -146,7 +130,8 @@ class Admission:
 
     def wish(self, request: video_pb2.GenerateRequest) -> Wish:
         """What a checked request comes to."""
-        return self._limits.wish(request, self._model.clip_frame_count, self._profile)
+        wish = self._limits.wish(request, self._model.clip_frame_count, self._profile)
+        return replace(wish, fused=self._model.layout.fused.ready)
 
 
 def _refusal(choice: Choice, variants: list[Choice]) -> PlanRefused:

@@ -6,6 +6,8 @@ Knows the shapes to run and how to fit; `measurement` runs them.
 from __future__ import annotations
 
 import gc
+import itertools
+import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +17,7 @@ import numpy as np
 import torch
 
 from halfreel_video.clip import ClipRequest
-from halfreel_video.coefficients import CALIBRATED, Coefficients, Line, StepSpeed, lever_key
+from halfreel_video.coefficients import CALIBRATED, FUSED, PLAIN, Coefficients, Line, StepSpeed, lever_key
 from halfreel_video.estimate import ITEM_BYTES, LATENT_PX, Shape
 from halfreel_video.layout import UNET
 from halfreel_video.levers import SAVER_CHUNK_COUNT, SDPA, SLICED, Levers
@@ -49,8 +51,8 @@ class Sample:
     Attributes:
         line: whose line it is a point of: a `lever_key`, "decode" and frames at once, or another phase.
         unit_bytes: its work.
-        bytes_beside: what the allocator held at its peak beside the weights.
-        allocated_beside: the live part of that.
+        bytes_beside: what the allocator held at its peak beside the weights or, of work that is held to its plan, what
+            was live.
         weight_bytes: the weights.
         seconds: of one step, or of the phase.
         cells, cells_per_frame: latent cells of a step.
@@ -59,7 +61,6 @@ class Sample:
     line: str
     unit_bytes: int
     bytes_beside: int
-    allocated_beside: int
     weight_bytes: int
     seconds: float
     cells: int = 0
@@ -85,25 +86,34 @@ def calibrate(
     Raises:
         torch.OutOfMemoryError: not even the smallest shapes have room; larger ones are left out.
     """
+    if model.device.kind == "cuda":
+        _try_fused(model)
     samples = _samples(model, told, shapes, ways)
+    return fitted(samples, model.device.name, context_bytes(), copy_rate(model))
+
+
+def fitted(samples: Sequence[Sample], card: str, context_bytes: int, copy_bytes_s: float) -> Coefficients:
+    """The lines of samples that were measured on a card."""
     lines = {name: fit([each for each in samples if each.line == name]) for name in {each.line for each in samples}}
     keys = [name for name in lines if "/" in name]
-    decoded = [each for each in samples if each.line.startswith("decode ")]
+    decoded = {
+        kind: [each.seconds / each.cells for each in samples if re.fullmatch(rf"{lead} \d", each.line)]
+        for kind, lead in ((PLAIN, "decode"), (FUSED, f"decode {FUSED}"))
+    }
     return Coefficients(
-        card=model.device.name,
+        card=card,
         source=CALIBRATED,
-        context_bytes=context_bytes(),
+        context_bytes=context_bytes,
         denoise={key: lines[key] for key in keys},
         image_encode=lines["image_encode"],
         vae_encode=lines["vae_encode"],
-        decode={name.split()[1]: line for name, line in lines.items() if name.startswith("decode ")},
+        decode={name.removeprefix("decode "): line for name, line in lines.items() if name.startswith("decode ")},
         keyframe=lines["keyframe"],
-        stream=lines["stream"],
         step={key: fit_speed([each for each in samples if each.line == key]) for key in keys},
-        decode_s=statistics.median(each.seconds / each.cells for each in decoded),
+        decode_s={kind: statistics.median(seconds) for kind, seconds in decoded.items() if seconds},
         encode_s=statistics.median(each.seconds for each in samples if each.line.endswith("_encode")),
         keyframe_s=statistics.median(each.seconds for each in samples if each.line == "keyframe"),
-        copy_bytes_s=copy_rate(model),
+        copy_bytes_s=copy_bytes_s,
     )
 
 
@@ -168,6 +178,18 @@ def _timed_copy(model: VideoModel) -> float:
     return model.layout.device_bytes() / max(1e-9, time.monotonic() - began_at)
 
 
+def _try_fused(model: VideoModel) -> None:
+    """Makes the fused blocks ready, where there are any and all weights have room at once."""
+    try:
+        model.layout.arrange(Levers())
+    except torch.OutOfMemoryError:
+        gc.collect()
+        model.layout.release_cached()
+        return
+    model.layout.fused.check_all()
+    model.layout.release_cached()
+
+
 def _samples(
     model: VideoModel,
     told: Callable[[Sample], None],
@@ -197,9 +219,15 @@ def _samples(
 
 
 def _denoise_samples(model: VideoModel, clip: ClipRequest, ways: Sequence[tuple[int, str]]) -> list[Sample]:
-    measurement, samples, levers = Measurement(model), [], Levers()
-    for count, backend in ways:
-        levers = Levers(attention_backend=backend, feed_forward_chunk_count=count, offload_idle_parts=True)
+    measurement, samples = Measurement(model), []
+    fused = [(1, FUSED)] if model.layout.fused.ready else []
+    for count, backend in (*ways, *fused):
+        levers = Levers(
+            attention_backend=SDPA if backend == FUSED else backend,
+            feed_forward_chunk_count=count,
+            offload_idle_parts=True,
+            compiled=backend == FUSED,
+        )
         # Both halves of guidance together, and where it is worth the time one alone.
         for guidance in (clip.guidance_scale, 1.0) if count in (1, SAVER_CHUNK_COUNT) else (clip.guidance_scale,):
             model.layout.arrange(levers)
@@ -211,13 +239,9 @@ def _denoise_samples(model: VideoModel, clip: ClipRequest, ways: Sequence[tuple[
             unit = cells * model.architecture.unet_channels * ITEM_BYTES[model.dtype_name]
             seconds = taken.piece_s[-1]
             key = lever_key(count, backend, 2 if guidance > 1 else 1)
-            samples.append(_sample(key, unit, taken, seconds, cells, shape.cells_per_frame))
-    # The last way once more, with both halves and streamed weights, against itself without.
-    plain = next(each for each in reversed(samples) if each.line.endswith("/2"))
-    model.layout.arrange(replace(levers, stream_weights=True))
-    model.layout.use(UNET)
-    _, taken = measurement.denoise(clip, measurement.conditioning(clip), timed=True)
-    samples.append(_sample("stream", plain.bytes_beside, taken, taken.piece_s[-1]))
+            samples.append(
+                _sample(key, unit, taken, seconds, cells, shape.cells_per_frame, live=levers.holds_denoising)
+            )
     return samples
 
 
@@ -239,26 +263,34 @@ def _other_samples(model: VideoModel, clip: ClipRequest) -> list[Sample]:
         encoding.allocated_bytes - upcast,
     )
     samples.append(_sample("vae_encode", pixels * given.vae_channels * encoded_item, encoding, encoding.seconds))
-    for chunk in (1, 2, 4, 8):
+    leads = {"decode": False} | ({f"decode {FUSED}": True} if model.layout.fused.ready else {})
+    for chunk, (lead, compiled) in itertools.product((1, 2, 4, 8), leads.items()):
         if chunk > clip.frame_count:
             break
-        levers = replace(clip.levers, decode_chunk_frame_count=chunk, offload_idle_parts=True)
-        latents = torch.randn(
-            1, chunk, 4, clip.height_px // 8, clip.width_px // 8, device=model.layout.device, dtype=model.layout.dtype
-        )
+        levers = replace(clip.levers, decode_chunk_frame_count=chunk, offload_idle_parts=True, compiled=compiled)
+        model.layout.arrange(levers)
+        count = 2 * chunk if compiled else chunk  # the first compiles, which is no part of the time
+        size = (1, count, 4, clip.height_px // LATENT_PX, clip.width_px // LATENT_PX)
+        latents = torch.randn(size, device=model.layout.device, dtype=model.layout.dtype)
         _, taken = measurement.decode(latents, levers)
         frames_pixels = chunk * pixels
-        line, unit = f"decode {min(chunk, 4)}", frames_pixels * given.vae_channels * item
-        samples.append(_sample(line, unit, taken, taken.piece_s[-1], frames_pixels))
+        line, unit = f"{lead} {min(chunk, 4)}", frames_pixels * given.vae_channels * item
+        samples.append(_sample(line, unit, taken, taken.piece_s[-1], frames_pixels, live=True))
     return samples
 
 
 def _sample(
-    line: str, unit_bytes: int, taken: Taken, seconds: float, cells: int = 0, cells_per_frame: int = 0
+    line: str,
+    unit_bytes: int,
+    taken: Taken,
+    seconds: float,
+    cells: int = 0,
+    cells_per_frame: int = 0,
+    *,
+    live: bool = False,
 ) -> Sample:
-    beside = taken.reserved_bytes - taken.weight_bytes
-    live = taken.allocated_bytes - taken.weight_bytes
-    return Sample(line, unit_bytes, beside, live, taken.weight_bytes, seconds, cells, cells_per_frame)
+    beside = (taken.allocated_bytes if live else taken.reserved_bytes) - taken.weight_bytes
+    return Sample(line, unit_bytes, beside, taken.weight_bytes, seconds, cells, cells_per_frame)
 
 
 def _clip(model: VideoModel, width_px: int, height_px: int, frame_count: int) -> ClipRequest:

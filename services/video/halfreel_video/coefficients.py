@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 SHIPPED, CALIBRATED = "shipped", "calibrated"
+PLAIN, FUSED = "plain", "fused"
 _FILE = Path(__file__).with_name("coefficients.json")
 
 
@@ -55,13 +56,13 @@ class Coefficients:
         card: the device's name.
         source: "shipped" or "calibrated".
         context_bytes: what the driver keeps for the process beside the allocator.
-        denoise: by `lever_key`.
-        decode: by frames at once, for so many and up to the next key: "1", "2", "4".
+        denoise: by `lever_key`: what the allocator holds where nothing is saved; else what is live at once, to which
+            the allocator is held.
+        decode: what is live at once, by frames at once, for so many and up to the next key: "1", "2", "4"; of fused
+            blocks "fused 1" and so on, where they were measured.
         image_encode, vae_encode, keyframe: the other parts' lines.
-        stream: what denoising takes beside the weights where they are streamed, from what it takes otherwise: the
-            ring lies between the tensors of the work, and copies hold memory a little longer.
         step: seconds of a denoising step by `lever_key`.
-        decode_s: seconds of decoding one pixel of one frame.
+        decode_s: seconds of decoding one pixel of one frame, "plain" and, where they were measured, "fused".
         encode_s, keyframe_s: seconds of these phases.
         copy_bytes_s: bytes that cross the bus in a second, from pinned memory.
     """
@@ -74,9 +75,8 @@ class Coefficients:
     image_encode: Line
     vae_encode: Line
     keyframe: Line
-    stream: Line
     step: Mapping[str, StepSpeed]
-    decode_s: float
+    decode_s: Mapping[str, float]
     encode_s: float
     keyframe_s: float
     copy_bytes_s: float
@@ -84,10 +84,11 @@ class Coefficients:
     @classmethod
     def from_json(cls, given: Mapping[str, Any], source: str) -> Coefficients:
         """Reads what `to_json` gave."""
-        lines = ("image_encode", "vae_encode", "keyframe", "stream")
+        lines = ("image_encode", "vae_encode", "keyframe")
         values: dict[str, Any] = dict(given) | {name: Line(**given[name]) for name in lines}
         for name in ("denoise", "decode"):
             values[name] = {key: Line(**line) for key, line in given[name].items()}
+        values["decode_s"] = {key: float(seconds) for key, seconds in given["decode_s"].items()}
         values["step"] = {key: StepSpeed(**speed) for key, speed in given["step"].items()}
         return cls(**(values | {"source": source}))
 
@@ -97,7 +98,7 @@ class Coefficients:
 
 
 def lever_key(feed_forward_chunk_count: int, attention_backend: str, half_count: int) -> str:
-    """The name under which the lines of a way to compute stand.
+    """The name under which the lines of a way to compute stand; that of fused blocks has `FUSED` for the attention.
 
     Args:
         feed_forward_chunk_count: parts that feed-forward layers are run in.
@@ -124,7 +125,13 @@ def load(card: str, model_id: str, dtype: str) -> Coefficients:
     file = cache_file(card, model_id, dtype)
     try:
         return Coefficients.from_json(json.loads(file.read_text(encoding="utf-8")), CALIBRATED)
-    except (OSError, ValueError, TypeError, KeyError):  # none, or of another version: it is measured again
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+    ):  # none, or of another version: it is measured again
         return shipped(dtype)
 
 

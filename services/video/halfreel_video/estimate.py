@@ -9,11 +9,14 @@ from dataclasses import dataclass
 
 from halfreel_runtime.plan import Phase
 from halfreel_video.architecture import Architecture
-from halfreel_video.coefficients import Coefficients, Line, StepSpeed, lever_key
+from halfreel_video.coefficients import FUSED, PLAIN, Coefficients, Line, StepSpeed, lever_key
 from halfreel_video.levers import SDPA, SLICED, Levers
 
 LATENT_PX = 8  # pixels of a latent cell's side
 _IMAGE_SIDE = 224 * 224 * 3
+# What a phase that is held to its plan may take over what is live at once: the pages in which the driver gives memory
+# are 20 MiB, so that free pieces between live ones can't be given back whole. Found on an H200.
+_DECODE_ROOM, _DENOISE_ROOM = (1.02, 64 * 2**20), (1.03, 128 * 2**20)
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -120,8 +123,8 @@ class Estimate:
         count = given.streamed_count if levers.stream_weights else given.unet_count
         line, _ = self._way(shape, levers)
         activation = line.at(shape.cells_at_once(levers) * given.unet_channels * self._item)
-        if levers.stream_weights:
-            activation = self.coefficients.stream.at(activation)
+        if levers.holds_denoising:
+            activation = _with_room(activation, _DENOISE_ROOM)
         if shape.keeps_deep:
             # Of every half of guidance, and twice as wide as the widest blocks of full size.
             cells = shape.cells_per_frame * shape.frame_count * (2 if shape.guided else 1)
@@ -134,11 +137,13 @@ class Estimate:
         given, known = self.architecture, self.coefficients
         frames = min(levers.decode_chunk_frame_count, shape.frame_count)
         pixels = shape.width_px * shape.height_px
-        line = known.decode[str(max(int(key) for key in known.decode if int(key) <= frames))]
-        activation = line.at(frames * pixels * given.vae_channels * self._item)
-        seconds = shape.segment_count * (
-            shape.frame_count * pixels * known.decode_s + self._moved_s(levers, given.vae_count)
-        )
+        fused = levers.fuses and FUSED in known.decode_s
+        lead = f"{FUSED} " if fused else ""
+        counts = [int(key.removeprefix(lead)) for key in known.decode if (FUSED in key) == fused]
+        line = known.decode[f"{lead}{max(count for count in counts if count <= frames)}"]
+        activation = _with_room(line.at(frames * pixels * given.vae_channels * self._item), _DECODE_ROOM)
+        decoded_s = shape.frame_count * pixels * known.decode_s[FUSED if fused else PLAIN]
+        seconds = shape.segment_count * (decoded_s + self._moved_s(levers, given.vae_count))
         return _phase("decode", self._resident(levers, given.vae_count), activation, seconds)
 
     def step_s(self, shape: Shape, levers: Levers) -> float:
@@ -155,6 +160,8 @@ class Estimate:
     def _way(self, shape: Shape, levers: Levers) -> tuple[Line, StepSpeed]:
         """The lines of a way to compute: those measured with as many parts, or with the next fewer."""
         sliced, together = levers.attention_backend == SLICED, shape.guided and not levers.split_guidance
+        if levers.fuses and (key := lever_key(1, FUSED, 2 if together else 1)) in self.coefficients.denoise:
+            return self.coefficients.denoise[key], self.coefficients.step[key]
         for count in range(levers.feed_forward_chunk_count, 0, -1):
             # While feed-forward layers decide the peak, slices of the attention save nothing, and are not measured.
             for backend in (SLICED, SDPA) if sliced else (SDPA,):
@@ -168,6 +175,12 @@ class Estimate:
     def _moved_s(self, levers: Levers, count: int) -> float:
         """Seconds of bringing a part to the device, where that is needed."""
         return count * self._item / self.coefficients.copy_bytes_s if levers.offload_idle_parts else 0.0
+
+
+def _with_room(live_bytes: int, room: tuple[float, int]) -> int:
+    """What a phase is held to that has so many live bytes beside the weights."""
+    ratio, more_bytes = room
+    return round(ratio * live_bytes) + more_bytes
 
 
 def _phase(name: str, resident: int, activation: int, seconds: float) -> Phase:

@@ -32,6 +32,7 @@ from halfreel_video.layout import IMAGE_ENCODER, KEYFRAME, UNET, VAE
 from halfreel_video.model import VideoModel
 from halfreel_video.mp4 import Mp4Writer
 from halfreel_video.parallel_decode import decode_chunks
+from halfreel_video.phase_cap import PhaseCap
 from halfreel_video.picture import encode_picture
 from halfreel_video.predictor import Conditioning
 from halfreel_video.shortage import is_shortage, shortage_error
@@ -64,6 +65,7 @@ class ClipJob:
         self._instruments = instruments or Instruments("video")
         self._at = Stage.KEYFRAME
         self._layout = model.layout
+        self._cap = PhaseCap(model.layout.device)
         self._ladder = Ladder(model.layout, clip.levers)
         self._nan_retry_count = 0
         self._model = model
@@ -170,7 +172,7 @@ class ClipJob:
 
             conditioning = self._persistent(encode_again, ladder.offload)
         yield self._started(Stage.DENOISE, index)
-        with self._stage(Stage.DENOISE, UNET):
+        with self._stage(Stage.DENOISE, UNET, held=clip.levers.holds_denoising):
             denoising = Denoising(self._model.svd, conditioning, clip, generator)
             began_at = time.monotonic()
             while denoising.done_count < denoising.step_count:
@@ -225,7 +227,7 @@ class ClipJob:
         yield self._started(Stage.DECODE, index)
         svd, ladder, done = self._model.svd, self._ladder, 0
         ladder.begin_decoding()
-        with self._stage(Stage.DECODE, VAE):
+        with self._stage(Stage.DECODE, VAE, held=True):
             try:
                 while done < latents.shape[1]:
 
@@ -259,6 +261,8 @@ class ClipJob:
                 release_frames(error)
             # Out here, where no exception holds the failed work's tensors.
             self._layout.release_cached()
+            if self._cap.lift():  # the plan was too low, and nothing need be given up yet
+                continue
             if not give_up_something():
                 raise MemoryError(text)
             self._instruments.out_of_memory(self._at.value, recovered=True)
@@ -272,6 +276,7 @@ class ClipJob:
             if part in self._layout.changed or self._layout.dtype == torch.float32:
                 raise
         self._nan_retry_count += 1
+        self._cap.lift()  # more precise arithmetic was not planned
         dtype = self._layout.upcast(part)
         if use_dtype is not None:
             use_dtype(dtype)
@@ -287,15 +292,16 @@ class ClipJob:
         return StepDone(done, count, self._step_s[-1], (count - done) * sum(steady) / len(steady))
 
     @contextmanager
-    def _stage(self, stage: Stage, *parts: str) -> Iterator[None]:
+    def _stage(self, stage: Stage, *parts: str, held: bool = False) -> Iterator[None]:
         """Times a stage and tells the memory monitor of it; a stage that comes again is added up.
 
         Parts that it does not need, and what the stage before has left in the allocator's cache, are gone before it is
-        measured, so that its peak is its own.
+        measured, so that its peak is its own; one that is `held` takes no more than its plan, while it can.
         """
         self._at = stage
         began_at = time.monotonic()
         self._layout.clear_for(*parts)
-        with span(stage.value), self._memory.phase(stage.value):
+        most_bytes = self._predicted_bytes.get(stage.value, 0) if held else 0
+        with span(stage.value), self._memory.phase(stage.value), self._cap.at(most_bytes):
             yield
         self._stage_s[stage] = self._stage_s.get(stage, 0.0) + time.monotonic() - began_at

@@ -112,7 +112,7 @@ class Layout:
         backend = self.attention.use(levers.attention_backend)
         self._feed_forward.count = levers.feed_forward_chunk_count
         plain = backend == SDPA and levers.feed_forward_chunk_count == 1
-        compiled = self.fused.use(levers.compiled and plain)
+        compiled = self.fused.use(replace(levers, attention_backend=backend).fuses)
         # With replicas the halves of guidance are two runs always, so that bytes don't depend on where they run.
         split = levers.split_guidance or bool(self.replicas)
         self._with_replicas = plain and not (levers.offload_idle_parts or levers.stream_weights)

@@ -43,6 +43,19 @@ class Levers:
     stream_weights: bool = False
     compiled: bool = False
 
+    @property
+    def fuses(self) -> bool:
+        """Whether blocks run fused where they are ready: they know of no other attention, and of no layers in parts."""
+        return self.compiled and self.attention_backend == SDPA and self.feed_forward_chunk_count == 1
+
+    @property
+    def holds_denoising(self) -> bool:
+        """Whether denoising is held to its plan: not where nothing is saved, for there that costs a tenth of the time.
+
+        Decoding always is.
+        """
+        return self.attention_backend != SDPA or self.feed_forward_chunk_count > 1 or self.stream_weights
+
     @classmethod
     def read(cls, message: Message) -> Levers:
         """Takes a request's levers; what it leaves at zero is as without that lever.

@@ -5,13 +5,15 @@ What a calibration and the benchmarks measure with. Knows nothing of what is fit
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from halfreel_video.clip import ClipRequest
@@ -19,6 +21,7 @@ from halfreel_video.keyframe import draw_keyframe
 from halfreel_video.layout import IMAGE_ENCODER, KEYFRAME, UNET, VAE
 from halfreel_video.levers import Levers
 from halfreel_video.model import VideoModel
+from halfreel_video.phase_cap import PhaseCap
 from halfreel_video.predictor import Conditioning
 from halfreel_video.svd import Denoising, decode_chunk, embed, encode
 
@@ -40,6 +43,7 @@ class Measurement:
     def __init__(self, model: VideoModel) -> None:
         """Takes a loaded model."""
         self._model = model
+        self._cap = PhaseCap(model.layout.device)
         self._cuda = model.device.kind == "cuda"
 
     def keyframe(self, clip: ClipRequest) -> tuple[Image.Image, Taken]:
@@ -78,30 +82,39 @@ class Measurement:
         )
 
     def denoise(
-        self, clip: ClipRequest, conditioning: Conditioning, *, timed: bool = False
+        self, clip: ClipRequest, conditioning: Conditioning, *, timed: bool = False, cap_bytes: int = 0
     ) -> tuple[torch.Tensor, Taken]:
-        """Does all steps; `timed` does each by itself, so that the times of few of them are those of many."""
+        """Does all steps.
+
+        Args:
+            clip: how many, and by which levers.
+            conditioning: what `encode` gave.
+            timed: does each by itself, so that the times of few of them are those of many.
+            cap_bytes: holds it to so many bytes, where that is enough; 0 does not.
+        """
         model, generator = self._model, torch.Generator("cpu").manual_seed(clip.seed)
-        with self._phase(UNET) as taken:
+        with self._phase(UNET) as taken, self._cap.at(cap_bytes):
             denoising = Denoising(model.svd, conditioning, clip, generator)
             denoising.ahead_count = 0 if timed else denoising.ahead_count
             began_at = time.monotonic()
             while denoising.done_count < denoising.step_count:
                 model.layout.use(UNET)
-                if denoising.advance() is not None:
+                if self._cap.run(denoising.advance) is not None:
                     taken.piece_s.append(time.monotonic() - began_at)
                     began_at = time.monotonic()
         return denoising.latents, taken
 
-    def decode(self, latents: torch.Tensor, levers: Levers) -> tuple[list[Any], Taken]:
-        """Decodes all frames."""
-        model, chunks = self._model, []
-        with self._phase(VAE) as taken:
+    def decode(
+        self, latents: torch.Tensor, levers: Levers, *, cap_bytes: int = 0
+    ) -> tuple[list[NDArray[np.uint8]], Taken]:
+        """Decodes all frames; `cap_bytes` as `denoise` has it."""
+        model, chunks, size = self._model, [], levers.decode_chunk_frame_count
+        with self._phase(VAE) as taken, self._cap.at(cap_bytes):
             model.layout.use(VAE)
-            for start in range(0, latents.shape[1], levers.decode_chunk_frame_count):
+            for part in latents.split(size, dim=1):
                 model.layout.release_cached()
                 began_at = time.monotonic()
-                chunks.append(decode_chunk(model.svd, latents[:, start : start + levers.decode_chunk_frame_count]))
+                chunks.append(self._cap.run(functools.partial(decode_chunk, model.svd, part)))
                 taken.piece_s.append(time.monotonic() - began_at)
         return chunks, taken
 

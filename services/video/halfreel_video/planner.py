@@ -26,6 +26,8 @@ _MIN_SIDE_PX = 64
 _MAX_VARIANT_COUNT = 3
 # More time than this for the last bytes is no bargain: what saver may take, against balanced.
 _SAVER_TIME_RATIO = 1.25
+# Measured times of two ways lie as near as this where neither is faster.
+_AS_FAST_RATIO = 1.03
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Wish:
         profile: how memory is weighed against time.
         segment_frame_count: the most frames at once.
         keeps_deep: whether what the deep blocks gave is kept for another step.
+        fused: whether fused blocks are ready, so that a plan may choose them. Profile saver does not: what takes least
+            is not theirs.
     """
 
     width_px: int
@@ -54,6 +58,7 @@ class Wish:
     profile: Profile
     segment_frame_count: int
     keeps_deep: bool = False
+    fused: bool = False
 
     @property
     def shape(self) -> Shape:
@@ -115,7 +120,7 @@ class Planner:
             return wish.levers
         balanced = Levers(decode_chunk_frame_count=wish.decode_chunk_frame_count or DEFAULT_DECODE_CHUNK)
         if wish.profile in (Profile.BALANCED, Profile.QUALITY):
-            return balanced
+            return replace(balanced, compiled=wish.fused)
         ways = list(self._ways(wish))
 
         def least(way: Levers) -> tuple[int, ...]:
@@ -124,24 +129,31 @@ class Planner:
         if wish.profile is Profile.SAVER:
             most_s = _SAVER_TIME_RATIO * self._seconds(wish.shape, balanced)
             return min([way for way in ways if self._seconds(wish.shape, way) <= most_s] or ways, key=least)
-        ways.sort(key=lambda way: (self._seconds(wish.shape, way), *_effort(way)))
-        fitting = (way for way in ways if self._plan(wish, way, room, context_bytes).fits)
-        return next(fitting, None) or min(ways, key=least)
+        fitting = [way for way in ways if self._plan(wish, way, room, context_bytes).fits]
+        if not fitting:
+            return min(ways, key=least)
+        # What is as fast, as far as times were measured, is decided by what gives up the least.
+        most_s = _AS_FAST_RATIO * min(self._seconds(wish.shape, way) for way in fitting)
+        return min((way for way in fitting if self._seconds(wish.shape, way) <= most_s), key=_effort)
 
     def _ways(self, wish: Wish) -> Iterator[Levers]:
         """Every set of levers that a plan may choose."""
         fixed = wish.decode_chunk_frame_count
-        for chunk, split, parts, sliced, moved in itertools.product(
+        may_fuse = wish.fused and wish.profile is not Profile.SAVER
+        for chunk, split, parts, sliced, moved, compiled in itertools.product(
             (fixed,) if fixed else _DECODE_CHUNKS,
             (False, True) if wish.guided else (False,),
             _FEED_FORWARD_CHUNKS,
             (False, True),
             ((False, False), (True, False), (True, True)),
+            (False, True) if may_fuse else (False,),
         ):
             # Slices are worth their time only where feed-forward layers don't decide the peak any more.
             if not sliced or parts == SAVER_CHUNK_COUNT:
                 offload, stream = moved
-                yield Levers(chunk, SLICED if sliced else SDPA, split, parts, offload, stream)
+                way = Levers(chunk, SLICED if sliced else SDPA, split, parts, offload, stream, compiled)
+                if way.fuses == compiled:
+                    yield way
 
     def _variants(self, wish: Wish, room: Room, context_bytes: int) -> Iterator[Choice]:
         """Cheaper forms that fit: fewer frames at once, then smaller, then both."""

@@ -33,10 +33,10 @@ class VideoSettings(ModelServerSettings):
         "fp32 on a CPU.",
     )
     fuse_blocks: bool = Field(
-        False,
-        description="Whether clips that have room to spare run an image-to-video model's blocks by kernels of our own, "
-        "in fewer passes over memory, once these were tried in spare moments; and whether attention kernels are chosen "
-        "by a stopwatch at the start. On an H200 a step took 374 instead of 590 ms.",
+        True,
+        description="Whether a GPU runs an image-to-video model's blocks by kernels of our own, in fewer passes over "
+        "memory, once these were tried in spare moments; and whether attention kernels are chosen by a stopwatch at "
+        "the start. On an H200 a step took 362 instead of 590 ms, and a clip 4 GiB less.",
     )
     parallel_devices: CommaList = Field(
         (),
