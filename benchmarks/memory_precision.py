@@ -2,15 +2,17 @@
 
     python benchmarks/memory_precision.py [--tiny] [--out FOLDER]
 
-SVD-XT with its keyframe model, everything resident (balanced), 25 frames of 1024x576: each precision in a process of
-its own, as a server would be. A few steps are run and the clip's time is reckoned from their median: 25 of them, and
-what the other phases took. Loading is the way of all weights from pinned host memory to the card, as after sleep.
+SVD-XT with its keyframe model, everything resident (balanced), 25 frames of 1024x576, and ChatGLM3-6B with one slot:
+each precision in a process of its own, as a server would be. Of the clip a few steps are run and the clip's time is reckoned from their median: 25 of them, and
+what the other phases took. Loading is the way of all weights from pinned host memory to the card, as after sleep. The language model writes a reply
+of 64 tokens after a prompt of 512, by its graphs in FP16, and kernel by kernel in FP32, which they are not for.
 Likeness is measured with the trained pocket models, by `halfreel bench precision`: random weights draw nothing to
 compare.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import statistics
 import subprocess
@@ -71,6 +73,58 @@ def _load_s(rig: Rig) -> float:
     return statistics.median(seconds)
 
 
+def one_llm(dtype: torch.dtype, *, tiny: bool) -> dict[str, Any]:
+    """The language model's figures in one precision."""
+    import llm_decode
+
+    from halfreel_runtime.weights_host import HostedWeights
+
+    device = torch.device("cpu" if tiny else "cuda:0")
+    model = llm_decode.build(tiny, device).to(dtype)
+    engine = llm_decode.Engine.of(model, 1, 1024, int8=False, device=device)
+    del model
+    text_model = engine.text_model
+    text_model.warm_up()
+    gc.collect()
+    if not tiny:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    first_ms, step_ms = engine.first_token_ms(64 if tiny else 512), engine.step_ms(1, 64, 64 if tiny else 512)
+    reserved = 0 if tiny else torch.cuda.max_memory_reserved()
+    hosted, seconds = HostedWeights([text_model.network], device), []
+    hosted.prepare_sleep()
+    for _ in range(3):
+        hosted.sleep()
+        began_at = time.monotonic()
+        hosted.wake()
+        if not tiny:
+            torch.cuda.synchronize()
+        seconds.append(time.monotonic() - began_at)
+    figures = {
+        "dtype": str(dtype).removeprefix("torch."),
+        "weight_gib": round(text_model.network.weight_bytes / GIB, 4),
+        "reserved_gib": round(reserved / GIB, 4),
+        "first_token_ms": round(first_ms, 3),
+        "token_ms": round(step_ms, 3),
+        "reply_s": round((first_ms + 63 * step_ms) / 1000, 4),
+        "load_s": round(statistics.median(seconds), 4),
+    }
+    say(llm=figures)
+    return figures
+
+
+def llm_ratios(half: dict[str, Any], full: dict[str, Any]) -> dict[str, Any]:
+    """FP16 over FP32, of the language model."""
+    return {
+        "saving_llm": round(1 - half["reserved_gib"] / full["reserved_gib"], 4) if full["reserved_gib"] else 0,
+        "saving_llm_weights": round(1 - half["weight_gib"] / full["weight_gib"], 4),
+        "load_ratio_llm": round(half["load_s"] / full["load_s"], 4),
+        "generate_ratio_llm": round(half["reply_s"] / full["reply_s"], 4),
+        "llm_float16": half,
+        "llm_float32": full,
+    }
+
+
 def ratios(half: dict[str, Any], full: dict[str, Any]) -> dict[str, Any]:
     """FP16 over FP32, as the report that started this project asks for them."""
     return {
@@ -87,17 +141,26 @@ def ratios(half: dict[str, Any], full: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Measures each precision in a process of its own, and prints one JSON line last."""
-    read = arguments(__doc__ or "", dtype={"default": "", "help": "one precision alone, in this process"})
+    alone = {"default": "", "help": "one precision of one model alone, in this process"}
+    read = arguments(__doc__ or "", dtype=alone, llm=alone)
     if read.dtype:
         print(json.dumps(one_precision(Rig(tiny=read.tiny, dtype=getattr(torch, read.dtype)), read.out)))
         return
-    found = {}
-    for dtype in ("float16", "float32"):
-        command = [sys.executable, str(Path(__file__)), "--dtype", dtype, *(["--tiny"] if read.tiny else [])]
-        output = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
-        found[dtype] = json.loads(output.splitlines()[-1])
+    if read.llm:
+        print(json.dumps(one_llm(getattr(torch, read.llm), tiny=read.tiny)))
+        return
+
+    def both(flag: str) -> list[dict[str, Any]]:
+        found = []
+        for dtype in ("float16", "float32"):
+            command = [sys.executable, str(Path(__file__)), flag, dtype, *(["--tiny"] if read.tiny else [])]
+            output = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True, timeout=120).stdout
+            found.append(json.loads(output.splitlines()[-1]))
+        return found
+
     card = "cpu" if read.tiny else torch.cuda.get_device_name()
-    print(write(read.out, "memory_precision", card, ratios(found["float16"], found["float32"])))
+    figures = ratios(*both("--dtype")) | llm_ratios(*both("--llm"))
+    print(write(read.out, "memory_precision", card, figures))
 
 
 if __name__ == "__main__":
