@@ -3,9 +3,10 @@
     python benchmarks/memory_precision.py [--tiny] [--out FOLDER]
 
 SVD-XT with its keyframe model, everything resident (balanced), 25 frames of 1024x576, and ChatGLM3-6B with one slot:
-each precision in a process of its own, as a server would be. Of the clip a few steps are run and the clip's time is reckoned from their median: 25 of them, and
-what the other phases took. Loading is the way of all weights from pinned host memory to the card, as after sleep. The language model writes a reply
-of 64 tokens after a prompt of 512, by its graphs in FP16, and kernel by kernel in FP32, which they are not for.
+each precision in a process of its own, as a server would be. Of the clip a few steps are run and the clip's time is
+reckoned from their median: 25 of them, and what the other phases took. Loading is the way of all weights from pinned
+host memory to the card, as after sleep. The language model writes a reply of 64 tokens after a prompt of 512, by its
+graphs in FP16, and kernel by kernel in FP32, which they are not for.
 Likeness is measured with the trained pocket models, by `halfreel bench precision`: random weights draw nothing to
 compare.
 """
