@@ -54,7 +54,7 @@ class Levers:
 
         Decoding always is.
         """
-        return self.attention_backend != SDPA or self.feed_forward_chunk_count > 1 or self.stream_weights
+        return self.attention_backend == SLICED or self.feed_forward_chunk_count > 1 or self.stream_weights
 
     @classmethod
     def read(cls, message: Message) -> Levers:

@@ -26,6 +26,7 @@ from halfreel_video.weights import FlatWeights
 GIB = 2**30
 # Decoding a frame of it takes as much as denoising three.
 LARGE = {"width_px": 2048, "height_px": 1152, "frame_count": 5, "segment_frame_count": 3, "guidance_scale": 2.0}
+TAKEN_RATIOS = {"encode": 0.3, "decode": 1.25}  # of what the plan says
 SEGMENT_COUNT, STEP_COUNT = 2, 2
 CHUNKS = ("decode_chunk_4", "decode_chunk_2", "decode_chunk_1")
 
@@ -165,7 +166,7 @@ def test_what_does_not_fit_beside_the_rest_goes_by_a_rung_before_anything_is_dra
 def test_a_second_segment_gives_up_what_its_own_decoding_needs(video_on: MakeVideo, make_clip: Any) -> None:
     # Denoising takes 10.6; decoding a frame 13.5 beside all parts, 11.2 without the keyframe model, 7.1 by itself.
     video = video_on(11)
-    video.layout.taken_ratio = lambda phase: 0.3 if phase == "encode" else 1.0
+    video.layout.taken_ratio = lambda phase: TAKEN_RATIOS.get(phase, 1.0)
     done, step_count = run(video, make_clip(**LARGE))
     assert done.rungs == (*CHUNKS, "unet_off", "unet_off")
     assert step_count == SEGMENT_COUNT * STEP_COUNT
@@ -187,7 +188,7 @@ def test_a_second_segment_goes_to_the_cpu_by_itself_and_the_vae_comes_back(video
 
 def test_a_rung_that_frees_nothing_is_not_taken(video_on: MakeVideo, make_clip: Any) -> None:
     video = video_on(7)
-    video.layout.taken_ratio = lambda phase: 0.3 if phase == "encode" else 1.0
+    video.layout.taken_ratio = lambda phase: TAKEN_RATIOS.get(phase, 1.0)
     done, _ = run(video, make_clip(**LARGE, decode_chunk_frame_count=1, offload_idle_parts=True))
     assert done.rungs == ("decode_on_cpu", "decode_on_cpu")
     assert not any(video.layout.is_here(name) for name in (KEYFRAME, IMAGE_ENCODER, UNET))

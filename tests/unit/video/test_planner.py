@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -102,7 +103,9 @@ def test_the_fastest_way_that_fits_is_taken_and_smaller_cards_take_longer() -> N
     found = [choose(card)[0] for card in (80, 15.5, 11.5, 7.6, 6)]
     assert all(choice.plan.fits for choice in found)
     seconds = [choice.plan.seconds for choice in found]
-    assert seconds == sorted(seconds)
+    # Of ways that are about as fast the plainest is taken.
+    assert all(sooner <= 1.03 * later for sooner, later in itertools.pairwise(seconds))
+    assert seconds[-1] > seconds[0]
     needed = [choice.plan.needed_bytes for choice in found]
     assert needed == sorted(needed, reverse=True)
 
@@ -194,9 +197,8 @@ def test_coefficients_are_kept_and_found_by_card_model_and_arithmetic(
         line,
         line,
         line,
-        line,
         {"sdpa/1/2": speed},
-        1,
+        {"plain": 1.0},
         2,
         3,
         4,
@@ -207,8 +209,36 @@ def test_coefficients_are_kept_and_found_by_card_model_and_arithmetic(
     assert coefficients.load("A Card / 24", "m", "float16") == made
     assert coefficients.load("A Card / 24", "m", "float32").source == "shipped"
     assert coefficients.load("another", "m", "float16").source == "shipped"
-    file.write_text("{}")  # of another version
+    # One of a version that had other lines is as none.
+    file.write_text(file.read_text().replace('"decode_s": {', '"decode_s": 0.1, "before": {'))
     assert coefficients.load("A Card / 24", "m", "float16").source == "shipped"
+
+
+def test_fused_blocks_are_planned_where_they_are_ready_and_may_be() -> None:
+    fast = choose(80, fused=True)[0]
+    assert fast.levers == Levers(compiled=True)
+    plain = choose(80)[0]
+    assert fast.plan.seconds < 0.7 * plain.plan.seconds
+    assert fast.plan.reserved_bytes < plain.plan.reserved_bytes
+    assert choose(80, fused=True, profile=Profile.BALANCED)[0].levers == Levers(compiled=True)
+    for card in (24, 12, 8, 6):
+        levers = choose(card, fused=True)[0].levers
+        assert levers.compiled == levers.fuses  # with layers in parts and other attention they don't run
+    saver = {"profile": Profile.SAVER}
+    assert choose(80, fused=True, **saver)[0].levers == choose(80, **saver)[0].levers
+
+
+def test_a_phase_that_is_held_is_planned_by_what_is_live() -> None:
+    known = estimate()
+    for levers, held in ((Levers(), False), (Levers(feed_forward_chunk_count=4), True)):
+        denoise, decode = known.phases(FULL, levers)[-2:]
+        line = known.coefficients.denoise[f"sdpa/{levers.feed_forward_chunk_count}/2"]
+        live = line.at(FULL.cells_at_once(levers) * ARCHITECTURE.unet_channels * 2)
+        assert levers.holds_denoising is held
+        assert (denoise.activation_bytes > live) is held
+        assert denoise.activation_bytes < 1.06 * live
+        frames = known.coefficients.decode["4"].at(8 * FULL.width_px * FULL.height_px * ARCHITECTURE.vae_channels * 2)
+        assert frames < decode.activation_bytes < 1.03 * frames
 
 
 def test_a_way_that_was_not_measured_is_the_next_dearer() -> None:
