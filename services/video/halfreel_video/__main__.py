@@ -52,6 +52,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     from halfreel_video.counting import RUNGS
     from halfreel_video.events import Event
     from halfreel_video.folder import is_text_to_video
+    from halfreel_video.fused import has_kernels
     from halfreel_video.model import find_parallel_devices, load_model, warm_up
     from halfreel_video.service import VideoService
     from halfreel_video.sleeping import SleepingVideo, guessed_bytes
@@ -107,7 +108,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
         warm_up(model, video.usual_levers())
         memory.clear()
         sleeper.model_loaded(SleepingVideo(model))
-        if settings.fuse_blocks:
+        if settings.fuse_blocks and has_kernels(model.layout.device):
             spare_time.spend(video.check_next)
 
     server = Server(settings, service=SERVICE, metrics=ServerMetrics(SERVICE, engine, memory, instruments))

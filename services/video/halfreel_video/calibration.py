@@ -19,6 +19,7 @@ import torch
 from halfreel_video.clip import ClipRequest
 from halfreel_video.coefficients import CALIBRATED, FUSED, PLAIN, Coefficients, Line, StepSpeed, lever_key
 from halfreel_video.estimate import ITEM_BYTES, LATENT_PX, Shape
+from halfreel_video.fused import has_kernels
 from halfreel_video.layout import UNET
 from halfreel_video.levers import SAVER_CHUNK_COUNT, SDPA, SLICED, Levers
 from halfreel_video.measurement import Measurement, Taken
@@ -86,7 +87,7 @@ def calibrate(
     Raises:
         torch.OutOfMemoryError: not even the smallest shapes have room; larger ones are left out.
     """
-    if model.device.kind == "cuda":
+    if has_kernels(model.layout.device):
         _try_fused(model)
     samples = _samples(model, told, shapes, ways)
     return fitted(samples, model.device.name, context_bytes(), copy_rate(model))

@@ -29,9 +29,14 @@ Temporal = Literal["picture", "product"]
 _MANY = 8  # channels: with fewer of them side by side tensor cores can't read
 
 
+def has_kernels(device: torch.device) -> bool:
+    """Whether a device has kernels of our own: a GPU where there is Triton."""
+    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
+
+
 def kernels_for(device: torch.device) -> Any:
-    """The operations for a device: own kernels on a GPU where there is Triton, PyTorch's words elsewhere."""
-    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+    """The operations for a device: own kernels where it has them, PyTorch's words elsewhere, which gain nothing."""
+    if not has_kernels(device):
         return fused_plain
     from halfreel_video import fused_kernels
 

@@ -150,7 +150,7 @@ def load_model(
         keyframe,
         torch_device,
         dtype,
-        choose_kernels=settings.fuse_blocks,
+        choose_kernels=settings.fuse_blocks and device.kind == "cuda",
         parallel_devices=[torch.device(each.torch_name) for each in parallel_devices],
     )
     if settings.memory_profile == "saver":

@@ -1,7 +1,8 @@
 """A Wan text-to-video model, step by step: read words, denoise latents, decode frames.
 
-The arithmetic and its order are those of diffusers' WanPipeline.__call__ (0.42), so that the frames equal that
-pipeline's bit by bit; only the loops are ours, to stop, report and check between any two steps and any four frames.
+The arithmetic and its order are those of diffusers' WanPipeline.__call__ (0.42), so that in FP32 the frames equal that
+pipeline's bit by bit; only the loops are ours, to stop, report and check between any two steps and any four frames. In
+BF16 all of the transformer is in it; diffusers' own loading keeps norms and the embeddings of time and place in FP32.
 Knows nothing of requests in a queue, memory or files.
 """
 
