@@ -1,5 +1,6 @@
 #!/bin/bash
-# All that docs/performance.md tells of the language model on a card: `bash benchmarks/llm_card.sh`.
+# What docs/performance.md tells of the language model on a card, but for its peer vLLM (llm_vllm.py) and what was tried:
+# `bash benchmarks/llm_card.sh`.
 #
 # Results go to benchmarks/results, their logs beside them, and both to the folder $OUT where that is set. With names of
 # steps, only those: `bash benchmarks/llm_card.sh serving startup`.
