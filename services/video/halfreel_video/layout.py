@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from halfreel_runtime.failures import release_frames
 from halfreel_runtime.host_arena import PinError
 from halfreel_video.attention import Attention
 from halfreel_video.feed_forward import FeedForwardChunks
@@ -75,6 +76,7 @@ class Layout:
         self.replicas = [Replica(svd, each, self.attention.kernels) for each in parallel_devices]
         self._with_replicas = False
         self._levers = Levers()
+        self._no_room = False  # for what idles off the device, at the last try
         self.changed: set[str] = set()  # parts in another arithmetic than they were loaded in
 
     def _gather(self) -> None:
@@ -116,6 +118,7 @@ class Layout:
         # With replicas the halves of guidance are two runs always, so that bytes don't depend on where they run.
         split = levers.split_guidance or bool(self.replicas)
         self._with_replicas = plain and not (levers.offload_idle_parts or levers.stream_weights)
+        self._no_room = False
         self._levers = replace(levers, attention_backend=backend, compiled=compiled, split_guidance=split)
         if not levers.stream_weights:
             self._end_stream()
@@ -141,18 +144,26 @@ class Layout:
         return [each for each in self.replicas if each.usable and each.fused.use(compiled) == compiled]
 
     def check_next(self) -> bool:
-        """Tries a piece more of the fused blocks, where both parts are on the device as they were loaded.
+        """Tries a piece more of the fused blocks; parts that idle off the device are brought for it, where they fit.
 
         Between two clips, with nothing streamed: what is not so now may be so after the next clip.
 
         Returns:
             Whether there is more.
         """
-        if self._here[UNET] and self._here[VAE] and self._stream is None and not self.changed:
-            self.attention.use(SDPA)  # the next clip's levers decide anew
-            self._feed_forward.count = 1
-            self.fused.check_next()
-            self.release_cached()
+        if self.fused.is_pending and not (self._levers.stream_weights or self.changed or self._no_room):
+            away = [name for name in (UNET, VAE) if not self._here[name]]
+            try:
+                for name in away:
+                    self._bring(name)
+            except torch.OutOfMemoryError as error:
+                release_frames(error)
+                self._no_room = True
+            else:
+                self.attention.use(SDPA)  # the next clip's levers decide anew
+                self._feed_forward.count = 1
+                self.fused.check_next()
+            self.park(*away)
         return self.fused.is_pending
 
     def is_here(self, name: str) -> bool:

@@ -152,7 +152,7 @@ class Planner:
             if not sliced or parts == SAVER_CHUNK_COUNT:
                 offload, stream = moved
                 way = Levers(chunk, SLICED if sliced else SDPA, split, parts, offload, stream, compiled)
-                if way.fuses == compiled:
+                if way.fuses == compiled and not (compiled and stream):  # together they were not measured
                     yield way
 
     def _variants(self, wish: Wish, room: Room, context_bytes: int) -> Iterator[Choice]:

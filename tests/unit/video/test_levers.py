@@ -197,6 +197,35 @@ def test_fused_blocks_run_where_they_were_tried_and_a_clip_says_so(
     assert not model.layout.levers.compiled
 
 
+def test_fused_blocks_are_tried_also_where_parts_idle_off_the_device(
+    run: Any, model: VideoModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = model.layout
+    monkeypatch.setattr(layout, "fused", FusedBlocks(model.svd, lambda: fused_plain))
+    run(offload_idle_parts=True)
+    layout.park_all()
+
+    def no_room(name: str) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with monkeypatch.context() as full:
+        full.setattr(layout, "_bring", no_room)
+        assert layout.check_next()
+    assert layout.check_next()  # it is not tried again before another clip has run
+    assert not layout.fused.ready
+    run(offload_idle_parts=True)
+    layout.park_all()
+    while layout.check_next():
+        assert not layout.is_here(UNET)  # they leave again
+    assert layout.fused.ready
+    assert not layout.is_here(VAE)
+    assert run(offload_idle_parts=True, compiled=True).levers == Levers(offload_idle_parts=True, compiled=True)
+    run(stream_weights=True)
+    monkeypatch.setattr(layout, "fused", FusedBlocks(model.svd, lambda: fused_plain))
+    assert layout.check_next()  # streamed weights are left as they are
+    assert not layout.fused.ready
+
+
 def test_out_of_memory_in_decoding_keeps_the_latents(
     run: Any, model: VideoModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
