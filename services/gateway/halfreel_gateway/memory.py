@@ -128,7 +128,7 @@ def are_resident_together(servers: Collection[pb.ServerMemory]) -> bool:
     """
     states: dict[str, dict[pb.ServerKind.ValueType, set[gpu_pb2.ModelState.ValueType]]] = {}
     for server in servers:
-        for device in server.report.devices:
+        for device in server.report.devices[:1]:  # turns are taken on the model's own device
             kinds = states.setdefault(device.gpu_uuid, {})
             kinds.setdefault(server.kind, set()).add(server.report.model_state)
     answered = {kind for kinds in states.values() for kind in kinds}

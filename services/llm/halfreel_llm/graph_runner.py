@@ -29,6 +29,8 @@ _WHERE = 3  # numbers before the tokens of a piece: its slot, what that holds, a
 _REUSED_TOKENS = 64
 # With fewer rows than these a piece beside them always costs less than both apart, which read all weights twice.
 _MANY_ROWS = 32
+# Noise decides nothing, or a restart could give other roundings.
+_DEARER_RATIO = 1.1
 
 
 @dataclass(frozen=True)
@@ -255,11 +257,12 @@ class GraphRunner:
         """
         if not piece or rows < _MANY_ROWS:
             return False
-        return self._replay_ms(piece, rows) > self._replay_ms(piece, 0) + self._replay_ms(0, rows)
+        apart_ms = self._replay_ms(piece, 0) + self._replay_ms(0, rows)
+        return self._replay_ms(piece, rows) > _DEARER_RATIO * apart_ms
 
     def _replay_ms(self, piece: int, rows: int) -> float:
         graph, taken = self._captured[piece, rows][0], []
-        for _ in range(2):
+        for _ in range(3):
             begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             begin.record()
             graph.replay()

@@ -11,7 +11,14 @@ import traceback
 from halfreel_runtime.errors import FatalError, HalfreelError, OutOfMemory
 
 # torch raises plain RuntimeErrors for these where it has no class of its own; the text is its interface then.
-_MEMORY_TEXTS = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+# A convolution for whose workspaces there is no room ends in the last of them.
+_MEMORY_TEXTS = (
+    "out of memory",
+    "can't allocate memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "unable to find an engine to execute this computation",
+)
 _CUDA_TEXTS = ("CUDA error", "CUBLAS_STATUS_", "CUDNN_STATUS_", "CUDA driver error", "cuDNN error")
 
 

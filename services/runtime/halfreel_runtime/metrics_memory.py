@@ -104,11 +104,12 @@ class MemoryCollector(Collector):
             yield from self._work(device.gpu_uuid, named)
 
     def _peaks(self, device: gpu_pb2.DeviceMemory, labels: dict[str, str]) -> Iterator[Metric]:
-        windows = {
-            "process": device.process_peak,
-            "request": device.request_peak,
-            "minute": device.recent_peak,
-        }
+        windows = {"process": device.process_peak}
+        # Of a replica's device the process's alone is known.
+        if device.HasField("request_peak"):
+            windows["request"] = device.request_peak
+        if device.HasField("recent_peak"):
+            windows["minute"] = device.recent_peak
         for kind in ("allocated", "reserved"):
             peaks = GaugeMetricFamily(
                 f"halfreel_torch_memory_{kind}_peak_bytes",

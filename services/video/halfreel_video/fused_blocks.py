@@ -57,6 +57,9 @@ class FusedBlocks:
         """Tries one piece more; both models must be on the device. Leaves all blocks as they are.
 
         Where one fails or gives other numbers, none ever runs fused; `problem` says why.
+
+        Raises:
+            torch.OutOfMemoryError: there was no room; all is to be tried again.
         """
         if self._pieces is None:
             return
@@ -65,6 +68,10 @@ class FusedBlocks:
             return
         except StopIteration:
             self.ready = True
+        except torch.OutOfMemoryError:  # there may be room another time
+            self._switch(False)
+            self._pieces = self._check()
+            raise
         except Exception as error:  # a compiler raises whatever it likes
             release_frames(error)
             lines = str(error).strip().splitlines()

@@ -37,6 +37,7 @@ from halfreel_video.picture import encode_picture
 from halfreel_video.predictor import Conditioning
 from halfreel_video.shortage import is_shortage, shortage_error
 from halfreel_video.svd import Denoising, NanDetected, embed, encode
+from halfreel_video.trades import REUSE_FEATURES
 
 T = TypeVar("T")
 
@@ -99,7 +100,7 @@ class ClipJob:
                 levers = self._layout.take(self._clip.levers)
                 self._persistent(self._layout.bring_all, self._ladder.offload)
                 mp4 = yield from self._render(token)
-                if any(each.problem for each in self._layout.replicas):
+                if self._layout.is_short_of_replicas:
                     self._ladder.rungs.append("replica_off")
             except Exception as error:
                 if not is_shortage(error):
@@ -213,7 +214,9 @@ class ClipJob:
     def _step(self, denoising: Denoising) -> torch.Tensor | None:
         self._layout.use(UNET)
         denoising.split_guidance = self._layout.levers.split_guidance
-        denoising.replica = next(iter(self._layout.parallel()), None)  # there are two halves, however many devices
+        # There are two halves, however many devices. What a trade keeps of a step would be lost with a replica.
+        replicas = [] if REUSE_FEATURES.name in self._clip.trades else self._layout.parallel()
+        denoising.replica = next(iter(replicas), None)
         return self._finite(denoising.advance, UNET, denoising.use_dtype)
 
     def _decode(
@@ -261,7 +264,7 @@ class ClipJob:
                 release_frames(error)
             # Out here, where no exception holds the failed work's tensors.
             self._layout.release_cached()
-            if self._cap.lift():  # the plan was too low, and nothing need be given up yet
+            if self._cap.give_way():  # the plan was too low, and nothing need be given up yet
                 continue
             if not give_up_something():
                 raise MemoryError(text)

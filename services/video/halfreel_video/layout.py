@@ -21,6 +21,7 @@ from halfreel_video.fused import kernels_for
 from halfreel_video.fused_blocks import FusedBlocks
 from halfreel_video.levers import SDPA, Levers
 from halfreel_video.replica import Replica
+from halfreel_video.shortage import is_shortage
 from halfreel_video.streaming import WeightStream, unet_blocks
 from halfreel_video.weights import FlatWeights
 
@@ -143,28 +144,40 @@ class Layout:
         compiled = self._levers.compiled
         return [each for each in self.replicas if each.usable and each.fused.use(compiled) == compiled]
 
-    def check_next(self) -> bool:
-        """Tries a piece more of the fused blocks; parts that idle off the device are brought for it, where they fit.
-
-        Between two clips, with nothing streamed: what is not so now may be so after the next clip.
+    def check_next(self) -> bool | None:
+        """Tries a piece more of the fused blocks, between two clips; parts that are away are brought, where they fit.
 
         Returns:
-            Whether there is more.
+            Whether there is more; None where nothing can be tried before another clip has run.
         """
-        if self.fused.is_pending and not (self._levers.stream_weights or self.changed or self._no_room):
-            away = [name for name in (UNET, VAE) if not self._here[name]]
-            try:
-                for name in away:
-                    self._bring(name)
-            except torch.OutOfMemoryError as error:
-                release_frames(error)
-                self._no_room = True
-            else:
-                self.attention.use(SDPA)  # the next clip's levers decide anew
-                self._feed_forward.count = 1
-                self.fused.check_next()
+        if not self.fused.is_pending:
+            return False
+        if self.changed or self._no_room:
+            return None
+        levers = self._levers
+        self._end_stream()  # the next clip begins another
+        self._levers = replace(levers, stream_weights=False)
+        away = [name for name in (UNET, VAE) if not self._here[name]]
+        try:
+            for name in away:
+                self._bring(name)
+            self.attention.use(SDPA)  # the next clip's levers decide anew
+            self._feed_forward.count = 1
+            self.fused.check_next()
+        except Exception as error:
+            if not is_shortage(error):
+                raise
+            release_frames(error)
+            self._no_room = True
+        finally:
             self.park(*away)
-        return self.fused.is_pending
+            self._levers = levers
+        return None if self._no_room else self.fused.is_pending
+
+    @property
+    def is_short_of_replicas(self) -> bool:
+        """Whether the running clip's levers would have it use a replica that can't be used."""
+        return self._with_replicas and len(self.parallel()) < len(self.replicas)
 
     def is_here(self, name: str) -> bool:
         """Whether a part is on the device."""

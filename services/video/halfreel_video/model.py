@@ -228,4 +228,7 @@ def warm_up(model: VideoModel, levers: Levers) -> None:
     for _ in decode(model.svd, denoising.latents, levers.decode_chunk_frame_count):
         pass
     for replica in layout.parallel():
-        replica.start(partial(decode_chunk, replica, denoising.latents.to(replica.device))).result()
+        try:
+            replica.start(partial(decode_chunk, replica, denoising.latents.to(replica.device))).result()
+        except Exception as error:  # as in a clip: the others go on
+            replica.give_up(error)

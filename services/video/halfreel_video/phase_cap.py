@@ -7,6 +7,7 @@ they are needed, which took 3 % of the time. Knows neither plans nor phases.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -17,6 +18,7 @@ from halfreel_runtime.failures import release_frames
 from halfreel_video.shortage import is_shortage
 
 T = TypeVar("T")
+_logger = logging.getLogger(__name__)
 
 
 class PhaseCap:
@@ -25,6 +27,7 @@ class PhaseCap:
     def __init__(self, device: torch.device) -> None:
         """Sets nothing; on a CPU nothing is ever set."""
         self._device = device
+        self._size_bytes = 0
         self._before: float | None = None  # the share of the device that was allowed, while there is a cap
 
     @contextmanager
@@ -38,7 +41,7 @@ class PhaseCap:
             total_bytes = torch.cuda.get_device_properties(self._device).total_memory
             before = torch.cuda.get_per_process_memory_fraction(self._device)  # a server's budget
             if size_bytes < before * total_bytes:
-                self._before = before
+                self._before, self._size_bytes = before, size_bytes
                 torch.cuda.set_per_process_memory_fraction(size_bytes / total_bytes, self._device)
         try:
             yield
@@ -52,6 +55,13 @@ class PhaseCap:
             torch.cuda.set_per_process_memory_fraction(before, self._device)
         return before is not None
 
+    def give_way(self) -> bool:
+        """As `lift`, where memory ran out under the cap: the plan was too low, which the log says."""
+        was_held = self.lift()
+        if was_held:
+            _logger.warning("plan_too_low", extra={"planned_bytes": self._size_bytes})
+        return was_held
+
     def run(self, work: Callable[[], T]) -> T:
         """Does a piece of work; where the cap was too low for it, again without.
 
@@ -61,7 +71,7 @@ class PhaseCap:
         try:
             return work()
         except Exception as error:
-            if not is_shortage(error) or not self.lift():
+            if not is_shortage(error) or not self.give_way():
                 raise
             release_frames(error)
         torch.cuda.empty_cache()

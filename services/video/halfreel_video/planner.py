@@ -116,8 +116,8 @@ class Planner:
         return Choice(wish, levers, self._priced(wish, levers, plan)), variants
 
     def _levers(self, wish: Wish, room: Room, context_bytes: int) -> Levers:
-        if wish.levers is not None:
-            return wish.levers
+        if wish.levers is not None:  # blocks that are not ready run as they are
+            return replace(wish.levers, compiled=wish.levers.compiled and wish.fused)
         balanced = Levers(decode_chunk_frame_count=wish.decode_chunk_frame_count or DEFAULT_DECODE_CHUNK)
         if wish.profile in (Profile.BALANCED, Profile.QUALITY):
             return replace(balanced, compiled=wish.fused)

@@ -116,11 +116,12 @@ class Replica:
         self._tasks.put((future, work))
         return future
 
-    def check_next(self) -> bool:
-        """Tries a piece more of its fused blocks; tells whether there is more."""
-        if self.usable:
-            self.start(self.fused.check_next).result()
-        return self.usable and self.fused.is_pending
+    def check_next(self) -> bool | None:
+        """Tries a piece more of its fused blocks; tells whether there is more, None where it can't be used yet."""
+        if not self.usable:
+            return None if self._short or not self.problem else False
+        self.start(self.fused.check_next).result()
+        return self.fused.is_pending
 
     def _work(self) -> None:
         with (

@@ -72,11 +72,20 @@ class VideoService(video_pb2_grpc.VideoServiceServicer):
             ]
         )
 
-    def check_next(self) -> bool:
-        """Tries a piece more of the fused blocks, in the engine's thread; tells whether there is more to be done."""
+    def check_next(self) -> bool | None:
+        """Tries a piece more of the fused blocks, in the engine's thread.
+
+        Returns:
+            Whether there is more to be done; None where nothing of it can be done now.
+        """
         model, _, _ = self._loaded()
-        if model.layout.check_next() or any(each.check_next() for each in model.layout.replicas):
+        left = [model.layout.check_next()]
+        if left == [False]:
+            left += [each.check_next() for each in model.layout.replicas]
+        if any(left):
             return True
+        if None in left:
+            return None
         self.tell_levers()
         return False
 

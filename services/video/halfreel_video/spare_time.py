@@ -6,12 +6,15 @@ Knows neither the work nor the model, but whether it is awake.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 from halfreel_runtime.gate import Gate
 
 # Between two pieces, so that a job that has come is seen.
 _LOOK_S = 0.01
+# After a look at which nothing could be done.
+_REST_S = 1.0
 
 
 class SpareTime:
@@ -25,13 +28,14 @@ class SpareTime:
     def __init__(self, gate: Gate, awake: Callable[[], bool]) -> None:
         self._gate = gate
         self._awake = awake
-        self._do: Callable[[], bool] | None = None
+        self._do: Callable[[], bool | None] | None = None
+        self._rests_until = 0.0
 
-    def spend(self, do: Callable[[], bool]) -> None:
+    def spend(self, do: Callable[[], bool | None]) -> None:
         """Has work done from now on; call in the engine's thread.
 
         Args:
-            do: does a piece of it, and tells whether there is more.
+            do: does a piece of it, and tells whether there is more; None where nothing could be done now.
         """
         self._do = do
 
@@ -46,7 +50,8 @@ class SpareTime:
         look_s = self._gate.look_s
         if self._do is None or not self._awake():
             return look_s
-        return _LOOK_S if look_s is None else min(look_s, _LOOK_S)
+        own_s = max(_LOOK_S, self._rests_until - time.monotonic())
+        return own_s if look_s is None else min(look_s, own_s)
 
     def before_load(self, wanted: Callable[[], bool]) -> None:
         """As the other gate's."""
@@ -71,5 +76,10 @@ class SpareTime:
         self._piece()
 
     def _piece(self) -> None:
-        if self._do is not None and self._awake() and not self._do():
+        if self._do is None or not self._awake() or time.monotonic() < self._rests_until:
+            return
+        more = self._do()
+        if more is None:
+            self._rests_until = time.monotonic() + _REST_S
+        elif not more:
             self._do = None

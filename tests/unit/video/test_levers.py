@@ -210,8 +210,8 @@ def test_fused_blocks_are_tried_also_where_parts_idle_off_the_device(
 
     with monkeypatch.context() as full:
         full.setattr(layout, "_bring", no_room)
-        assert layout.check_next()
-    assert layout.check_next()  # it is not tried again before another clip has run
+        assert layout.check_next() is None
+    assert layout.check_next() is None  # it is not tried again before another clip has run
     assert not layout.fused.ready
     run(offload_idle_parts=True)
     layout.park_all()
@@ -220,10 +220,28 @@ def test_fused_blocks_are_tried_also_where_parts_idle_off_the_device(
     assert layout.fused.ready
     assert not layout.is_here(VAE)
     assert run(offload_idle_parts=True, compiled=True).levers == Levers(offload_idle_parts=True, compiled=True)
-    run(stream_weights=True)
+    streamed = run(stream_weights=True)
     monkeypatch.setattr(layout, "fused", FusedBlocks(model.svd, lambda: fused_plain))
-    assert layout.check_next()  # streamed weights are left as they are
-    assert not layout.fused.ready
+    while layout.check_next():
+        pass
+    assert layout.fused.ready
+    assert run(stream_weights=True).mp4 == streamed.mp4
+
+
+def test_a_shortage_while_fused_blocks_are_tried_does_not_end_them(
+    run: Any, model: VideoModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = model.layout
+    monkeypatch.setattr(layout, "fused", FusedBlocks(model.svd, lambda: fused_plain))
+    run()
+    with monkeypatch.context() as starved:
+        starved.setattr(model.svd.unet, "forward", starving(1, model.svd.unet.forward))
+        assert layout.check_next() is None
+    assert (layout.fused.problem, layout.fused.is_pending) == ("", True)
+    run()
+    while layout.check_next():
+        pass
+    assert layout.fused.ready
 
 
 def test_out_of_memory_in_decoding_keeps_the_latents(

@@ -224,6 +224,11 @@ def test_fused_blocks_are_planned_where_they_are_ready_and_may_be() -> None:
     for card in (24, 12, 8, 6):
         levers = choose(card, fused=True)[0].levers
         assert levers.compiled == levers.fuses  # with layers in parts and other attention they don't run
+    # What the client fixed runs as it is until they are ready.
+    fixed = choose(80, levers=Levers(compiled=True))[0]
+    assert fixed.levers == Levers()
+    assert fixed.plan.reserved_bytes == plain.plan.reserved_bytes
+    assert choose(80, levers=Levers(compiled=True), fused=True)[0].levers.compiled
     saver = {"profile": Profile.SAVER}
     assert choose(80, fused=True, **saver)[0].levers == choose(80, **saver)[0].levers
 

@@ -6,6 +6,8 @@ import asyncio
 import threading
 from collections.abc import Iterator
 
+import pytest
+
 from halfreel_runtime.cancel import CancelToken
 from halfreel_runtime.engine import Engine
 from halfreel_runtime.gate import OpenGate
@@ -93,3 +95,20 @@ async def test_an_engine_has_its_pieces_done_and_serves_between_them() -> None:
 
 async def collect(engine: Engine[int], job: object) -> int:
     return [event async for event in engine.run(job)][-1]  # type: ignore[arg-type, return-value]  # the last is the job's
+
+
+def test_work_that_can_not_be_done_now_is_looked_at_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    inner, now, told = Watched(), [100.0], [None, True, False]
+    monkeypatch.setattr("halfreel_video.spare_time.time.monotonic", lambda: now[0])
+    gate = SpareTime(inner, lambda: True)
+    gate.spend(lambda: told.pop(0))
+    gate.idle()
+    assert gate.look_s == 1.0
+    gate.idle()
+    assert len(told) == 2
+    now[0] += 1.0
+    assert gate.look_s == 0.01
+    gate.idle()
+    assert gate.look_s == 0.01
+    gate.idle()
+    assert (told, gate.look_s) == ([], None)
