@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from stack import SERVICE_NAMES, Stack
 
-
 # A first test starts three servers, whose files no memory holds yet, and makes a film, beside two others that do.
 _LIMIT_S = 600
 
