@@ -41,7 +41,7 @@ def test_two_films_are_made_in_turns_though_the_one_at_its_turn_is_killed(own_st
     sharing.kill("video")  # in its turn, its model on the device
     sharing.start("video", **turns)
     for film in (first, second):
-        ended = sharing.wait_ended(film.film_id, within_s=170)
+        ended = sharing.wait_ended(film.film_id)
         assert ended.state == pb.Film.STATE_SUCCEEDED, ended.error
     for name in ("llm", "video"):
         happened = [each["event"] for each in events(sharing, name)]
