@@ -47,6 +47,8 @@ import make_svd_xt
 
 from halfreel_video.architecture import Architecture
 from halfreel_video.clip import ClipRequest
+from halfreel_video.coefficients import load
+from halfreel_video.estimate import Estimate, Shape
 from halfreel_video.folder import KEYFRAME, SVD, ModelFolder
 from halfreel_video.keyframe_defaults import KeyframeDefaults
 from halfreel_video.layout import Layout
@@ -107,6 +109,16 @@ class Rig:
             ended.set()
             if thread.is_alive():
                 thread.join()
+
+    def held(self, clip: ClipRequest) -> tuple[int, int]:
+        """The bytes that a job holds denoising and decoding to, by the plan; 0 where it doesn't."""
+        model, levers = self.model, clip.levers
+        known = load(self.device.name, model.svd_folder.model_id, model.dtype_name)
+        guided, drawn = clip.guidance_scale > 1, clip.image is None
+        shape = Shape(clip.width_px, clip.height_px, clip.frame_count, 1, clip.step_count, guided, drawn)
+        phases = Estimate(model.architecture, known, model.dtype_name).phases(shape, levers)
+        planned = {phase.name: phase.reserved_bytes for phase in phases}
+        return planned["denoise"] if levers.holds_denoising else 0, planned["decode"]
 
     def clip(self, **changes: Any) -> ClipRequest:
         """SVD-XT's own clip: 25 frames of 1024x576 with guidance; small where it only has to run."""

@@ -40,8 +40,9 @@ def one_precision(rig: Rig, out: Path | None) -> dict[str, Any]:
     with rig.watched() as seen:
         picture, drawn = measurement.keyframe(clip)
         conditioning, looked, encoded = measurement.encode(clip, picture)
-        latents, denoised = measurement.denoise(clip, conditioning, timed=True)
-        _, decoded = measurement.decode(latents, levers)
+        denoise_bytes, decode_bytes = rig.held(clip)
+        latents, denoised = measurement.denoise(clip, conditioning, timed=True, cap_bytes=denoise_bytes)
+        _, decoded = measurement.decode(latents, levers, cap_bytes=decode_bytes)
     phases = (drawn, looked, encoded, denoised, decoded)
     step_s = statistics.median(denoised.piece_s[1:])
     others_s = sum(each.seconds for each in phases if each is not denoised)

@@ -58,8 +58,10 @@ def _few_steps(rig: Rig, chosen: Levers) -> dict[str, Any]:
     model.layout.clear_for()
     with rig.watched() as seen:
         conditioning = measurement.conditioning(clip)
-        latents, denoised = measurement.denoise(clip, conditioning, timed=True)
-        _, decoded = measurement.decode(latents[:, : 2 * chosen.decode_chunk_frame_count], chosen)
+        denoise_bytes, decode_bytes = rig.held(clip)
+        latents, denoised = measurement.denoise(clip, conditioning, timed=True, cap_bytes=denoise_bytes)
+        part = latents[:, : 2 * chosen.decode_chunk_frame_count]
+        _, decoded = measurement.decode(part, chosen, cap_bytes=decode_bytes)
     return {
         "levers": asdict(got),
         "denoise_reserved_gib": _gib(denoised.reserved_bytes),
@@ -104,8 +106,9 @@ def _whole(rig: Rig, chosen: Levers, step_count: int) -> dict[str, Any]:
     with rig.watched() as seen:
         picture, drawn = measurement.keyframe(clip)
         conditioning, looked, encoded = measurement.encode(clip, picture)
-        latents, denoised = measurement.denoise(clip, conditioning)
-        _, decoded = measurement.decode(latents, chosen)
+        denoise_bytes, decode_bytes = rig.held(clip)
+        latents, denoised = measurement.denoise(clip, conditioning, cap_bytes=denoise_bytes)
+        _, decoded = measurement.decode(latents, chosen, cap_bytes=decode_bytes)
     phases = {"keyframe": drawn, "embed": looked, "encode": encoded, "denoise": denoised, "decode": decoded}
     return {
         "levers": asdict(got),

@@ -109,8 +109,9 @@ class Batch:
         if self._runner.overlaps:  # the device works on while the host hears of the last step
             writing = self._writing()
             prompts = [place for place in self._places.values() if place.reading and not place.forced_only]
-            if writing and prompts and self._runner.mixes(len(writing), len(self._piece(prompts[0])[0])):
-                parts, read = self._write_and_read(writing, prompts[0])
+            piece, last = self._piece(prompts[0]) if writing and prompts else ([], False)
+            if piece and self._runner.mixes(len(writing), len(piece)):
+                parts, read = self._write_and_read(writing, prompts[0], piece, last=last)
                 prompts = []
             else:
                 parts = self._write(writing)
@@ -230,13 +231,12 @@ class Batch:
                 yield logits, place
 
     def _write_and_read(
-        self, writing: list[Place], place: Place
+        self, writing: list[Place], place: Place, piece: list[int], *, last: bool
     ) -> tuple[list[tuple[Any, list[Place]]], Iterable[tuple[Any, Place]]]:
         """Runs the picked tokens together with a piece of a prompt; where that fails, one after the other.
 
         The other is then run only when it is asked for: it may write over the logits of the first.
         """
-        piece, last = self._piece(place)
         self._enter("prefill")
         began_s = time.monotonic()
         try:
